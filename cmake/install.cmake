@@ -1,0 +1,57 @@
+# Installs the library (static beside shared from the same objects), the programs, and what
+# find_package and pkg-config need to find them.
+
+include(GNUInstallDirs)
+include(CMakePackageConfigHelpers)
+
+set(hpa_package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/hpa)
+get_target_property(hpa_type hpa TYPE)
+if(hpa_type STREQUAL "SHARED_LIBRARY")
+  set(hpa_is_static OFF)
+  add_library(hpa_static STATIC $<TARGET_OBJECTS:hpa>)
+  target_include_directories(hpa_static PUBLIC $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include>)
+  target_link_libraries(hpa_static PRIVATE OpenMP::OpenMP_C m)
+  set_target_properties(hpa_static PROPERTIES OUTPUT_NAME hpa LINKER_LANGUAGE C)
+  install(TARGETS hpa_static EXPORT hpa-static-targets INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
+  install(EXPORT hpa-static-targets NAMESPACE hpa:: DESTINATION ${hpa_package_dir})
+else()
+  set(hpa_is_static ON)
+endif()
+
+install(TARGETS hpa EXPORT hpa-targets INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
+install(FILES include/hpa/hpa.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/hpa)
+if(TARGET hpa_gradcheck)
+  set_target_properties(hpa_gradcheck PROPERTIES EXPORT_NAME gradcheck)
+  install(TARGETS hpa_gradcheck EXPORT hpa-targets INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
+  install(FILES include/hpa/gradcheck.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/hpa)
+endif()
+install(EXPORT hpa-targets NAMESPACE hpa:: DESTINATION ${hpa_package_dir})
+
+# The programs find the library beside them, wherever the prefix is moved to.
+file(RELATIVE_PATH hpa_lib_from_bin ${CMAKE_INSTALL_FULL_BINDIR} ${CMAKE_INSTALL_FULL_LIBDIR})
+foreach(target IN ITEMS hpa_gradcheck hpa-gradcheck hpa-bench hpa-finetune)
+  if(NOT TARGET ${target})
+    continue()
+  endif()
+  get_target_property(type ${target} TYPE)
+  if(type STREQUAL "EXECUTABLE")
+    set_target_properties(${target} PROPERTIES INSTALL_RPATH "$ORIGIN/${hpa_lib_from_bin}")
+    install(TARGETS ${target})
+  else()
+    set_target_properties(${target} PROPERTIES INSTALL_RPATH "$ORIGIN")
+  endif()
+endforeach()
+
+configure_package_config_file(cmake/hpa-config.cmake.in ${PROJECT_BINARY_DIR}/hpa-config.cmake
+                              INSTALL_DESTINATION ${hpa_package_dir})
+write_basic_package_version_file(${PROJECT_BINARY_DIR}/hpa-config-version.cmake
+                                 COMPATIBILITY SameMinorVersion)
+install(FILES ${PROJECT_BINARY_DIR}/hpa-config.cmake ${PROJECT_BINARY_DIR}/hpa-config-version.cmake
+        DESTINATION ${hpa_package_dir})
+
+set(hpa_pkgconfig_dir ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
+file(RELATIVE_PATH hpa_prefix_from_pkgconfig ${CMAKE_INSTALL_FULL_LIBDIR}/pkgconfig
+     ${CMAKE_INSTALL_PREFIX})
+string(REGEX REPLACE "/$" "" hpa_prefix_from_pkgconfig ${hpa_prefix_from_pkgconfig})
+configure_file(cmake/hpa.pc.in ${PROJECT_BINARY_DIR}/hpa.pc @ONLY)
+install(FILES ${PROJECT_BINARY_DIR}/hpa.pc DESTINATION ${hpa_pkgconfig_dir})
