@@ -1,0 +1,16 @@
+#include "hpa/hpa.h"
+
+/* HPA_COMMIT and HPA_COMPILER come from the build. */
+#define TEXT_OF(x) #x
+#define TEXT(x) TEXT_OF(x)
+
+int hpa_version(void)
+{
+    return HPA_VERSION;
+}
+
+const char *hpa_build_info(void)
+{
+    return "libhpa " TEXT(HPA_VERSION_MAJOR) "." TEXT(HPA_VERSION_MINOR) "." TEXT(
+        HPA_VERSION_PATCH) ", commit " HPA_COMMIT ", " HPA_COMPILER ", backends: cpu";
+}

@@ -1,0 +1,47 @@
+/* The front door of the forward pass: check, look up, run. */
+#include "core/check.h"
+#include "forward/kernels.h"
+
+hpa_status hpa_forward_select(const hpa_desc *desc, const hpa_forward_kernel **kernel)
+{
+    (void)desc;
+    *kernel = &hpa_forward_ref;
+    return HPA_OK;
+}
+
+static hpa_status check_outputs(const hpa_plan *plan, const hpa_inputs *in, const hpa_outputs *out)
+{
+    const hpa_geometry *g = &plan->geometry;
+    const hpa_dtype dtype = plan->desc.dtype;
+    HPA_TRY(hpa_check_pointer("out", out));
+    const hpa_expected o = hpa_expect(g, "out.out", dtype, true, true, true);
+    const hpa_expected lse = hpa_expect(g, "out.lse", hpa_lse_dtype(dtype), true, false, true);
+    HPA_TRY(hpa_tensor_check(&out->out, &o));
+    HPA_TRY(hpa_tensor_check(&out->lse, &lse));
+    HPA_TRY(hpa_tensor_check_apart(&out->out, "out.out", &out->lse, "out.lse"));
+    const hpa_tensor *const read[] = {&in->q, &in->k, &in->v};
+    const char *const names[] = {"in.q", "in.k", "in.v"};
+    for (int n = 0; n < 3; n++) {
+        HPA_TRY(hpa_tensor_check_apart(&out->out, "out.out", read[n], names[n]));
+        HPA_TRY(hpa_tensor_check_apart(&out->lse, "out.lse", read[n], names[n]));
+    }
+    return HPA_OK;
+}
+
+static hpa_status check_forward(const hpa_plan *plan, const void *mask, const hpa_inputs *in,
+                                const hpa_outputs *out, const hpa_exec *exec)
+{
+    HPA_TRY(hpa_check_pointer("plan", plan));
+    HPA_TRY(hpa_check_inputs(plan, in, true));
+    HPA_TRY(check_outputs(plan, in, out));
+    HPA_TRY(hpa_check_mask(plan, mask, true));
+    HPA_TRY(hpa_check_same_lengths(plan, mask, in));
+    return hpa_check_scratch(exec, plan->sizes.forward_scratch);
+}
+
+hpa_status hpa_forward(const hpa_plan *plan, const void *mask, const hpa_inputs *in,
+                       const hpa_outputs *out, const hpa_exec *exec)
+{
+    HPA_TRY(check_forward(plan, mask, in, out, exec));
+    return plan->forward->run(plan, mask, in, out, exec);
+}

@@ -1,0 +1,16 @@
+/* The kernels that build a mask, and the transpose that they share. */
+#ifndef HPA_MASK_KERNELS_H
+#define HPA_MASK_KERNELS_H
+
+#include "core/plan.h"
+
+extern const hpa_mask_kernel hpa_mask_ref; /* plain loops in double precision: the specification */
+extern const hpa_mask_kernel hpa_mask_cpu; /* all cores, vectorised */
+
+/* Writes the header and, when packed, the lengths. */
+void hpa_mask_begin(const hpa_geometry *g, const hpa_inputs *in, hpa_mask *m);
+
+/* Fills column_start and column_rows from the rows, in O(kept blocks). Every list ascends. */
+void hpa_mask_transpose_cpu(const hpa_geometry *g, hpa_mask *m, int32_t num_threads);
+
+#endif

@@ -1,0 +1,196 @@
+/* The specification of the mask: which key blocks each block of queries keeps.
+ *
+ * HiP attention searches a tree. The candidates, which are the visible key blocks that are neither
+ * sinks nor in the window, are cut into W ranges of neighbours. Level by level each range is cut in
+ * two, each half is scored by a few of its keys, and the best W halves go on, until the ranges are
+ * single blocks and the best M of them are kept. A key that scores high is so found in
+ * log2(candidates / W) steps without looking at all the others. mask/rules.h has the index
+ * arithmetic. Plain loops in double precision; speed is mask_cpu.c's concern. */
+#include "core/tensor.h"
+#include "mask/kernels.h"
+#include "mask/rules.h"
+
+#include <math.h>
+
+/* A range of candidates, and the best score found among its representative keys. */
+typedef struct node {
+    int64_t begin, end;
+    double score;
+} node;
+
+/* One row's search: whose queries and keys, and room for the tree's nodes. */
+typedef struct row_search {
+    const hpa_geometry *g;
+    const hpa_inputs *in;
+    hpa_dtype dtype;
+    hpa_sequence sequence;
+    int64_t mask_head, query_block;
+    hpa_row_sets sets;
+    node *nodes, *children; /* [2 * min(W, key blocks)] each */
+} row_search;
+
+static double dot_product(const row_search *r, int64_t query_head, int64_t query, int64_t key)
+{
+    const hpa_strides q = hpa_strides_of(&r->in->q, r->g->packed);
+    const hpa_strides k = hpa_strides_of(&r->in->k, r->g->packed);
+    const hpa_sequence *s = &r->sequence;
+    const int64_t kv_head = query_head / r->g->group;
+    const int64_t q_at = hpa_offset(&q, s->batch, query_head, s->q_start, query);
+    const int64_t k_at = hpa_offset(&k, s->batch, kv_head, s->kv_start, key);
+    double sum = 0;
+    for (int64_t d = 0; d < r->g->head_dim; d++)
+        sum += hpa_load(r->in->q.data, r->dtype, q_at + d) *
+               hpa_load(r->in->k.data, r->dtype, k_at + d);
+    return sum;
+}
+
+/* The highest score of one key over the row's sampled queries. NaN counts as -inf. */
+static double key_score(const row_search *r, int64_t key)
+{
+    const hpa_geometry *g = r->g;
+    const int64_t first = hpa_block_begin(r->query_block, g->block_q);
+    const int64_t end = hpa_block_end(r->query_block, g->block_q, r->sequence.q_length);
+    double best = -INFINITY;
+    for (int64_t member = 0; member < g->mask_group; member++)
+        for (int64_t query = first; query < end; query += g->query_stride) {
+            const double score = dot_product(r, r->mask_head * g->mask_group + member, query, key);
+            if (score > best)
+                best = score;
+        }
+    return best;
+}
+
+static double node_score(const row_search *r, int64_t begin, int64_t end, int64_t wanted)
+{
+    const int64_t count = hpa_representatives(r->g, begin, end, wanted);
+    double best = -INFINITY;
+    for (int64_t n = 0; n < count; n++) {
+        const double score = key_score(
+            r, hpa_representative_key(r->g, &r->sequence, &r->sets, begin, end, count, n));
+        if (score > best)
+            best = score;
+    }
+    return best;
+}
+
+static int64_t split_nodes(const row_search *r, int64_t n_nodes)
+{
+    int64_t n_children = 0;
+    for (int64_t n = 0; n < n_nodes; n++) {
+        const int64_t begin = r->nodes[n].begin, end = r->nodes[n].end;
+        if (end - begin == 1) {
+            r->children[n_children++] = r->nodes[n];
+            continue;
+        }
+        const int64_t middle = hpa_node_middle(begin, end);
+        r->children[n_children++] = (node){.begin = begin, .end = middle};
+        r->children[n_children++] = (node){.begin = middle, .end = end};
+    }
+    return n_children;
+}
+
+/* Keeps the best `keep` children in their order. Equal scores: the earlier one is better. */
+static int64_t keep_best(const row_search *r, int64_t n_children, int64_t keep)
+{
+    int64_t kept = 0;
+    for (int64_t n = 0; n < n_children; n++) {
+        int64_t better = 0;
+        for (int64_t other = 0; other < n_children; other++)
+            if (r->children[other].score > r->children[n].score ||
+                (r->children[other].score == r->children[n].score && other < n))
+                better++;
+        if (better < keep)
+            r->nodes[kept++] = r->children[n];
+    }
+    return kept;
+}
+
+/* Leaves the chosen candidates in nodes[].begin, ascending, and returns how many there are. */
+static int64_t search_tree(const row_search *r)
+{
+    const hpa_geometry *g = r->g;
+    const int64_t candidates = r->sets.candidates;
+    int64_t n_nodes = hpa_first_nodes(g, candidates);
+    for (int64_t n = 0; n < n_nodes; n++)
+        r->nodes[n] = (node){.begin = hpa_first_node_begin(n, n_nodes, candidates),
+                             .end = hpa_first_node_begin(n + 1, n_nodes, candidates)};
+    const int64_t levels = hpa_tree_levels(candidates, g->beam_nodes);
+    for (int64_t level = 0; level < levels; level++) {
+        const bool last = level == levels - 1;
+        const int64_t n_children = split_nodes(r, n_nodes);
+        for (int64_t n = 0; n < n_children; n++)
+            r->children[n].score = node_score(r, r->children[n].begin, r->children[n].end,
+                                              last ? g->leaf_tokens : g->rep_tokens);
+        n_nodes = keep_best(r, n_children, last ? g->tree_blocks : g->beam_nodes);
+    }
+    return n_nodes;
+}
+
+/* Writes the kept blocks of a row, ascending, and returns how many there are. */
+static int32_t build_row(const row_search *r, int32_t *blocks)
+{
+    const hpa_row_sets *sets = &r->sets;
+    const bool keep_all = sets->candidates <= r->g->tree_blocks;
+    const bool no_tree = r->g->tree_blocks == 0;
+    const int64_t n_chosen = keep_all || no_tree ? 0 : search_tree(r);
+    int64_t candidate = 0, chosen = 0;
+    int32_t kept = 0;
+    for (int64_t block = 0; block < sets->visible; block++) {
+        bool keep =
+            block < sets->sink_end || (block >= sets->window_begin && block < sets->window_end);
+        if (!keep) {
+            const bool found = chosen < n_chosen && r->nodes[chosen].begin == candidate;
+            keep = keep_all || found;
+            chosen += found;
+            candidate++;
+        }
+        if (keep)
+            blocks[kept++] = (int32_t)block;
+    }
+    return kept;
+}
+
+static row_search take_scratch(const hpa_plan *plan, hpa_arena *arena)
+{
+    const hpa_geometry *g = &plan->geometry;
+    const int64_t key_blocks = hpa_ceil_div(g->seq_kv, g->block_k);
+    const int64_t room = 2 * hpa_min(g->beam_nodes, key_blocks);
+    row_search r = {.g = g, .dtype = plan->desc.dtype};
+    r.nodes = HPA_ARENA_ARRAY(arena, node, room);
+    r.children = HPA_ARENA_ARRAY(arena, node, room);
+    return r;
+}
+
+static size_t scratch_bytes(const hpa_plan *plan)
+{
+    hpa_arena arena = {0};
+    take_scratch(plan, &arena);
+    return arena.used;
+}
+
+static hpa_status mask_build_ref(const hpa_plan *plan, const hpa_inputs *in, void *mask,
+                                 const hpa_exec *exec)
+{
+    const hpa_geometry *g = &plan->geometry;
+    hpa_mask m = hpa_mask_at(g, mask);
+    hpa_arena arena = {.base = exec ? exec->scratch : NULL};
+    row_search r = take_scratch(plan, &arena);
+    r.in = in;
+    hpa_mask_begin(g, in, &m);
+    for (int64_t row = 0; row < g->rows; row++)
+        m.row_length[row] = 0;
+    for (int64_t b = 0; b < g->batch; b++) {
+        r.sequence = hpa_sequence_at(g, in->cu_seqlens_q, in->cu_seqlens_kv, b);
+        for (r.mask_head = 0; r.mask_head < g->mask_heads; r.mask_head++)
+            for (r.query_block = 0; r.query_block < r.sequence.query_blocks; r.query_block++) {
+                const int64_t row = hpa_row_index(g, &r.sequence, r.mask_head, r.query_block);
+                r.sets = hpa_row_sets_of(g, &r.sequence, r.query_block);
+                m.row_length[row] = build_row(&r, m.row_blocks + row * g->capacity);
+            }
+    }
+    if (g->training)
+        hpa_mask_transpose_cpu(g, &m, 1);
+    return HPA_OK;
+}
+
+const hpa_mask_kernel hpa_mask_ref = {"mask_ref", scratch_bytes, mask_build_ref};

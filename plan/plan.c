@@ -1,0 +1,93 @@
+/* The roof: checks a description, asks each operation for its kernel, adds up the sizes. */
+#include "core/check.h"
+#include "core/desc.h"
+#include "core/plan.h"
+
+#include <inttypes.h>
+#include <omp.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+static hpa_status choose_device(hpa_plan *plan)
+{
+    if (plan->desc.device != HPA_CPU)
+        return hpa_fail(HPA_BACKEND_NOT_BUILT,
+                        "desc.device is HPA_CUDA, but this library was built for the CPU alone");
+    plan->num_threads = plan->desc.num_threads ? plan->desc.num_threads : omp_get_max_threads();
+    return HPA_OK;
+}
+
+static hpa_status choose_kernels(hpa_plan *plan)
+{
+    HPA_TRY(hpa_mask_select(&plan->desc, &plan->mask));
+    HPA_TRY(hpa_forward_select(&plan->desc, &plan->forward));
+    if (plan->desc.training)
+        HPA_TRY(hpa_backward_select(&plan->desc, &plan->backward));
+    return HPA_OK;
+}
+
+static void add_up_sizes(hpa_plan *plan)
+{
+    plan->sizes.mask = hpa_mask_bytes(&plan->geometry);
+    plan->sizes.mask_scratch = plan->mask->scratch_bytes(plan);
+    plan->sizes.forward_scratch = plan->forward->scratch_bytes(plan);
+    plan->sizes.backward_scratch = plan->backward ? plan->backward->scratch_bytes(plan) : 0;
+}
+
+static void describe(hpa_plan *plan)
+{
+    const hpa_geometry *g = &plan->geometry;
+    const int64_t key_blocks = hpa_ceil_div(g->seq_kv, g->block_k);
+    const bool searches = g->tree_blocks > 0 && key_blocks > g->tree_blocks;
+    const int64_t levels = searches ? hpa_tree_levels(key_blocks, g->beam_nodes) : 0;
+    snprintf(plan->description, sizeof plan->description,
+             "device: cpu, %d threads\n"
+             "kernels: %s, %s, %s%s\n"
+             "mask: %" PRId64 " rows of at most %" PRId64 " blocks, search of at most %" PRId64
+             " levels, %zu bytes\n",
+             plan->num_threads, plan->mask->name, plan->forward->name,
+             plan->backward ? plan->backward->name : "no backward (training is false)",
+             plan->desc.reference ? ": the plain loops, because desc.reference is true" : "",
+             g->rows, g->capacity, levels, plan->sizes.mask);
+}
+
+hpa_status hpa_plan_create(hpa_plan **plan_out, const hpa_desc *desc)
+{
+    HPA_TRY(hpa_check_pointer("plan", plan_out));
+    *plan_out = NULL;
+    HPA_TRY(hpa_desc_check(desc));
+    hpa_plan *plan = calloc(1, sizeof *plan);
+    if (!plan)
+        return hpa_fail(HPA_OUT_OF_MEMORY, "no memory for a plan of %zu bytes", sizeof *plan);
+    plan->desc = *desc;
+    plan->geometry = hpa_geometry_of(desc);
+    hpa_status status = choose_device(plan);
+    if (status == HPA_OK)
+        status = choose_kernels(plan);
+    if (status != HPA_OK) {
+        hpa_plan_destroy(plan);
+        return status;
+    }
+    add_up_sizes(plan);
+    describe(plan);
+    *plan_out = plan;
+    return HPA_OK;
+}
+
+void hpa_plan_destroy(hpa_plan *plan)
+{
+    free(plan);
+}
+
+hpa_status hpa_plan_sizes(const hpa_plan *plan, hpa_sizes *sizes)
+{
+    HPA_TRY(hpa_check_pointer("plan", plan));
+    HPA_TRY(hpa_check_pointer("sizes", sizes));
+    *sizes = plan->sizes;
+    return HPA_OK;
+}
+
+const char *hpa_plan_describe(const hpa_plan *plan)
+{
+    return plan ? plan->description : "";
+}
