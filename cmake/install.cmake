@@ -1,7 +1,6 @@
 # Installs the library (static beside shared from the same objects), the programs, and what
 # find_package and pkg-config need to find them.
 
-include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 
 set(hpa_package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/hpa)
