@@ -1,7 +1,7 @@
 /* report.c - the measurements as a table or as JSON. */
 #include "bench.h"
 
-#include <cjson/cJSON.h>
+#include <jansson.h>
 #include <stdio.h>
 
 #define FORWARD_FLOPS 4   /* for each pair and element of a head: q k^T, p v */
@@ -44,13 +44,13 @@ static void print_header(const bench_options *options, double gemm_gflops)
 static void print_times(const bench_options *options, double gemm_gflops,
                         const bench_result *results)
 {
-    printf("\n%9s %9s %11s %10s %11s %13s %15s %16s\n", "seq", "density", "keys/query", "mask ms",
+    printf("\n%8s %8s %10s %9s %10s %11s %15s %15s\n", "seq", "density", "keys/query", "mask ms",
            "forward ms", "backward ms", "forward GF/s", "backward GF/s");
     for (int64_t n = 0; n < options->n_lengths; n++) {
         const bench_result *r = &results[n];
         double forward = gflops(options, r, FORWARD_FLOPS, r->forward_ms);
         double backward = gflops(options, r, BACKWARD_FLOPS, r->backward_ms);
-        printf("%9lld %8.2f%% %11.1f %10.2f %11.2f %13.2f %7.1f (%.2fx) %8.1f (%.2fx)\n",
+        printf("%8lld %7.2f%% %10.1f %9.2f %10.2f %11.2f %7.1f (%.2fx) %7.1f (%.2fx)\n",
                (long long)r->seq, 100 * r->density, keys_per_query(options, r), r->mask_ms,
                r->forward_ms, r->backward_ms, forward, forward / gemm_gflops, backward,
                backward / gemm_gflops);
@@ -59,11 +59,11 @@ static void print_times(const bench_options *options, double gemm_gflops,
 
 static void print_per_token(const bench_options *options, const bench_result *results)
 {
-    printf("\n%9s %7s %12s %15s %16s %10s %12s\n", "seq", "levels", "mask ns/tok", "forward ns/tok",
+    printf("\n%8s %6s %11s %14s %15s %9s %11s\n", "seq", "levels", "mask ns/tok", "forward ns/tok",
            "backward ns/tok", "mask MB", "scratch MB");
     for (int64_t n = 0; n < options->n_lengths; n++) {
         const bench_result *r = &results[n];
-        printf("%9lld %7lld %12.0f %15.0f %16.0f %10.2f %12.2f\n", (long long)r->seq,
+        printf("%8lld %6lld %11.0f %14.0f %15.0f %9.2f %11.2f\n", (long long)r->seq,
                (long long)r->tree_levels, ns_per_token(options, r, r->mask_ms),
                ns_per_token(options, r, r->forward_ms), ns_per_token(options, r, r->backward_ms),
                (double)r->mask_bytes * 1e-6, (double)r->scratch_bytes * 1e-6);
@@ -81,66 +81,69 @@ bool bench_report_table(const bench_options *options, double gemm_gflops,
     return fflush(stdout) == 0;
 }
 
-static void add_result(cJSON *array, const bench_options *options, double gemm_gflops,
-                       const bench_result *r)
+static json_t *result_object(const bench_options *options, double gemm_gflops,
+                             const bench_result *r)
 {
     double forward = gflops(options, r, FORWARD_FLOPS, r->forward_ms);
     double backward = gflops(options, r, BACKWARD_FLOPS, r->backward_ms);
-    cJSON *object = cJSON_CreateObject();
-    cJSON_AddNumberToObject(object, "seq", (double)r->seq);
-    cJSON_AddNumberToObject(object, "mask_ms", r->mask_ms);
-    cJSON_AddNumberToObject(object, "forward_ms", r->forward_ms);
-    cJSON_AddNumberToObject(object, "backward_ms", r->backward_ms);
-    cJSON_AddNumberToObject(object, "forward_gflops", forward);
-    cJSON_AddNumberToObject(object, "backward_gflops", backward);
-    cJSON_AddNumberToObject(object, "gemm_gflops", gemm_gflops);
-    cJSON_AddNumberToObject(object, "forward_vs_gemm", forward / gemm_gflops);
-    cJSON_AddNumberToObject(object, "backward_vs_gemm", backward / gemm_gflops);
-    cJSON_AddNumberToObject(object, "density", r->density);
-    cJSON_AddNumberToObject(object, "keys_per_query", keys_per_query(options, r));
-    cJSON_AddNumberToObject(object, "tree_levels", (double)r->tree_levels);
-    cJSON_AddNumberToObject(object, "mask_bytes", (double)r->mask_bytes);
-    cJSON_AddNumberToObject(object, "scratch_bytes", (double)r->scratch_bytes);
-    cJSON_AddItemToArray(array, object);
+    /* clang-format off */
+    return json_pack("{sI sf sf sf sf sf sf sf sf sf sf sI sI sI}",
+                     "seq", (json_int_t)r->seq,
+                     "mask_ms", r->mask_ms,
+                     "forward_ms", r->forward_ms,
+                     "backward_ms", r->backward_ms,
+                     "forward_gflops", forward,
+                     "backward_gflops", backward,
+                     "gemm_gflops", gemm_gflops,
+                     "forward_vs_gemm", forward / gemm_gflops,
+                     "backward_vs_gemm", backward / gemm_gflops,
+                     "density", r->density,
+                     "keys_per_query", keys_per_query(options, r),
+                     "tree_levels", (json_int_t)r->tree_levels,
+                     "mask_bytes", (json_int_t)r->mask_bytes,
+                     "scratch_bytes", (json_int_t)r->scratch_bytes);
+    /* clang-format on */
 }
 
-static void add_description(cJSON *object, const bench_options *options)
+static json_t *description_object(const bench_options *options)
 {
     const hpa_desc *desc = &options->desc;
-    cJSON_AddStringToObject(object, "build", hpa_build_info());
-    cJSON_AddStringToObject(object, "backend", bench_backend_name(desc->device));
-    cJSON_AddStringToObject(object, "dtype", bench_dtype_name(desc->dtype));
-    cJSON_AddNumberToObject(object, "threads", desc->num_threads);
-    cJSON_AddNumberToObject(object, "batch", (double)desc->batch);
-    cJSON_AddNumberToObject(object, "heads", (double)desc->heads_q);
-    cJSON_AddNumberToObject(object, "kv_heads", (double)desc->heads_kv);
-    cJSON_AddNumberToObject(object, "dim", (double)desc->head_dim);
-    cJSON_AddBoolToObject(object, "causal", desc->causal);
-    cJSON_AddNumberToObject(object, "block_q", desc->block_q);
-    cJSON_AddNumberToObject(object, "block_k", desc->block_k);
-    cJSON_AddNumberToObject(object, "top_k", desc->top_k);
-    cJSON_AddNumberToObject(object, "sink", desc->sink);
-    cJSON_AddNumberToObject(object, "window", desc->window);
-    cJSON_AddNumberToObject(object, "beam", desc->beam);
-    cJSON_AddBoolToObject(object, "share_heads", desc->share_heads);
-    cJSON_AddBoolToObject(object, "dense", options->dense);
-    cJSON_AddNumberToObject(object, "repeat", (double)options->repeat);
-    cJSON_AddNumberToObject(object, "gemm_size", (double)options->gemm_size);
+    /* clang-format off */
+    return json_pack("{ss ss ss si sI sI sI sI sb si si si si si si sb sb sI sI}",
+                     "build", hpa_build_info(),
+                     "backend", bench_backend_name(desc->device),
+                     "dtype", bench_dtype_name(desc->dtype),
+                     "threads", desc->num_threads,
+                     "batch", (json_int_t)desc->batch,
+                     "heads", (json_int_t)desc->heads_q,
+                     "kv_heads", (json_int_t)desc->heads_kv,
+                     "dim", (json_int_t)desc->head_dim,
+                     "causal", desc->causal,
+                     "block_q", desc->block_q,
+                     "block_k", desc->block_k,
+                     "top_k", desc->top_k,
+                     "sink", desc->sink,
+                     "window", desc->window,
+                     "beam", desc->beam,
+                     "share_heads", desc->share_heads,
+                     "dense", options->dense,
+                     "repeat", (json_int_t)options->repeat,
+                     "gemm_size", (json_int_t)options->gemm_size);
+    /* clang-format on */
 }
 
 bool bench_report_json(const bench_options *options, double gemm_gflops,
                        const bench_result *results)
 {
-    cJSON *report = cJSON_CreateObject();
-    add_description(report, options);
-    cJSON *array = cJSON_AddArrayToObject(report, "results");
-    for (int64_t n = 0; n < options->n_lengths; n++)
-        add_result(array, options, gemm_gflops, &results[n]);
-    char *text = cJSON_Print(report);
-    cJSON_Delete(report);
-    if (!text)
-        return false;
-    bool written = puts(text) >= 0 && fflush(stdout) == 0;
-    cJSON_free(text);
+    json_t *report = description_object(options);
+    json_t *array = json_array();
+    bool complete = report && array;
+    for (int64_t n = 0; complete && n < options->n_lengths; n++)
+        complete = !json_array_append_new(array, result_object(options, gemm_gflops, &results[n]));
+    complete = !json_object_set_new(report, "results", array) && complete;
+    bool written = complete &&
+                   !json_dumpf(report, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(15)) &&
+                   putchar('\n') != EOF && fflush(stdout) == 0;
+    json_decref(report);
     return written;
 }
