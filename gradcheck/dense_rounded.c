@@ -1,0 +1,180 @@
+/* Dense attention as it comes out when every tensor in it is stored in a narrow dtype: the yardstick
+ * for kernels of that dtype. */
+#include "dense.h"
+
+#include "convert.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+/* float copies of the problem's tensors, which hold nothing finer, and the float sums. */
+struct narrow {
+    const struct problem *problem;
+    hpa_dtype dtype;
+    float *q, *k, *v, *d_out, *d_lse;
+    float *dq, *dk, *dv;
+    float *probability; /* [keys], in dtype */
+    float *ds;          /* [keys], in dtype */
+};
+
+static float *copy_as_float(const double *values, int64_t n)
+{
+    float *copy = malloc((size_t)(n + 1) * sizeof(float));
+    for (int64_t i = 0; copy && i < n; i++)
+        copy[i] = (float)values[i];
+    return copy;
+}
+
+static float *zeros(int64_t n)
+{
+    return calloc((size_t)n + 1, sizeof(float));
+}
+
+static int64_t query_elements(const struct problem *problem)
+{
+    return problem->tokens_q * problem->heads_q * problem->head_dim;
+}
+
+static int64_t key_elements(const struct problem *problem)
+{
+    return problem->tokens_kv * problem->heads_kv * problem->head_dim;
+}
+
+static bool narrow_create(struct narrow *narrow, const struct problem *problem, hpa_dtype dtype)
+{
+    int64_t n_q = query_elements(problem), n_kv = key_elements(problem);
+    int64_t keys = problem->key_blocks * problem->block_k;
+    *narrow = (struct narrow){
+        .problem = problem,
+        .dtype = dtype,
+        .q = copy_as_float(problem->q, n_q),
+        .k = copy_as_float(problem->k, n_kv),
+        .v = copy_as_float(problem->v, n_kv),
+        .d_out = copy_as_float(problem->d_out, n_q),
+        .d_lse = copy_as_float(problem->d_lse, problem->tokens_q * problem->heads_q),
+        .dq = zeros(n_q),
+        .dk = zeros(n_kv),
+        .dv = zeros(n_kv),
+        .probability = zeros(keys),
+        .ds = zeros(keys),
+    };
+    return narrow->q && narrow->k && narrow->v && narrow->d_out && narrow->d_lse && narrow->dq &&
+           narrow->dk && narrow->dv && narrow->probability && narrow->ds;
+}
+
+static void narrow_destroy(struct narrow *narrow)
+{
+    free(narrow->q);
+    free(narrow->k);
+    free(narrow->v);
+    free(narrow->d_out);
+    free(narrow->d_lse);
+    free(narrow->dq);
+    free(narrow->dk);
+    free(narrow->dv);
+    free(narrow->probability);
+    free(narrow->ds);
+}
+
+static float dot(const float *a, const float *b, int64_t n)
+{
+    float sum = 0;
+    for (int64_t d = 0; d < n; d++)
+        sum += a[d] * b[d];
+    return sum;
+}
+
+/* probability[j] of every key, rounded; returns lse. */
+static float attend(struct narrow *narrow, int64_t b, int64_t head, int64_t i)
+{
+    const struct problem *problem = narrow->problem;
+    int64_t keys = problem_keys(problem, b), D = problem->head_dim;
+    int64_t head_kv = head / (problem->heads_q / problem->heads_kv);
+    const float *q = narrow->q + problem_query_row(problem, b, head, i);
+    float *probability = narrow->probability, largest = -INFINITY, sum = 0;
+
+    for (int64_t j = 0; j < keys; j++) {
+        const float *k = narrow->k + problem_key_row(problem, b, head_kv, j);
+        float score = (float)problem->scale * dot(q, k, D);
+        probability[j] = problem_visible(problem, b, head, i, j)
+                             ? dtype_round_float(narrow->dtype, score)
+                             : -INFINITY;
+        largest = fmaxf(largest, probability[j]);
+    }
+    for (int64_t j = 0; j < keys; j++) {
+        probability[j] = largest == -INFINITY ? 0 : expf(probability[j] - largest);
+        sum += probability[j];
+    }
+    for (int64_t j = 0; j < keys && sum > 0; j++)
+        probability[j] = dtype_round_float(narrow->dtype, probability[j] / sum);
+    return sum > 0 ? largest + logf(sum) : -INFINITY;
+}
+
+/* ds of every key, rounded, where sum_j p dp takes the place of out . d_out */
+static void differentiate_softmax(struct narrow *narrow, int64_t b, int64_t head, int64_t i)
+{
+    const struct problem *problem = narrow->problem;
+    int64_t keys = problem_keys(problem, b), D = problem->head_dim;
+    int64_t head_kv = head / (problem->heads_q / problem->heads_kv);
+    int64_t row = problem_query_row(problem, b, head, i);
+    float *probability = narrow->probability, *ds = narrow->ds, delta = 0;
+
+    for (int64_t j = 0; j < keys; j++) {
+        const float *v = narrow->v + problem_key_row(problem, b, head_kv, j);
+        ds[j] = dtype_round_float(narrow->dtype, dot(narrow->d_out + row, v, D));
+        delta += probability[j] * ds[j];
+    }
+    delta -= narrow->d_lse[row / D];
+    for (int64_t j = 0; j < keys; j++)
+        ds[j] = dtype_round_float(narrow->dtype, probability[j] * (ds[j] - delta));
+}
+
+static void run_row(struct narrow *narrow, int64_t b, int64_t head, int64_t i, double *out)
+{
+    const struct problem *problem = narrow->problem;
+    int64_t keys = problem_keys(problem, b), D = problem->head_dim;
+    int64_t head_kv = head / (problem->heads_q / problem->heads_kv);
+    int64_t row = problem_query_row(problem, b, head, i);
+
+    differentiate_softmax(narrow, b, head, i);
+    for (int64_t d = 0; d < D; d++) {
+        float sum = 0;
+        for (int64_t j = 0; j < keys; j++) {
+            int64_t element = problem_key_row(problem, b, head_kv, j) + d;
+            sum += narrow->probability[j] * narrow->v[element];
+            narrow->dq[row + d] += narrow->ds[j] * narrow->k[element];
+            narrow->dk[element] += narrow->ds[j] * narrow->q[row + d];
+            narrow->dv[element] += narrow->probability[j] * narrow->d_out[row + d];
+        }
+        out[row + d] = dtype_round_float(narrow->dtype, sum);
+    }
+}
+
+static void store(const struct narrow *narrow, const float *sums, float factor, double *values,
+                  int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        values[i] = dtype_round_float(narrow->dtype, factor * sums[i]);
+}
+
+hpa_status dense_rounded(const struct problem *problem, hpa_dtype dtype,
+                         const struct rounded_attention *result)
+{
+    struct narrow narrow;
+    bool created = narrow_create(&narrow, problem, dtype);
+    for (int64_t b = 0; created && b < problem->batch; b++)
+        for (int64_t i = 0; i < problem_queries(problem, b); i++)
+            for (int64_t head = 0; head < problem->heads_q; head++) {
+                int64_t row = problem_query_row(problem, b, head, i);
+                result->lse[row / problem->head_dim] = attend(&narrow, b, head, i);
+                run_row(&narrow, b, head, i, result->out);
+            }
+    if (created) {
+        float scale = (float)problem->scale;
+        store(&narrow, narrow.dq, scale, result->dq, query_elements(problem));
+        store(&narrow, narrow.dk, scale, result->dk, key_elements(problem));
+        store(&narrow, narrow.dv, 1, result->dv, key_elements(problem));
+    }
+    narrow_destroy(&narrow);
+    return created ? HPA_OK : HPA_OUT_OF_MEMORY;
+}
