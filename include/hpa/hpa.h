@@ -267,7 +267,7 @@ typedef struct hpa_gradients {
     bool accumulate; /* add to dq, dk and dv instead of writing them */
 } hpa_gradients;
 
-/* Chooses the kept key blocks of every query block from q and k, and writes the whole mask.
+/* Chooses the kept key blocks of every query block from q and k, and writes the mask.
  * mask: hpa_sizes.mask bytes. A NaN score counts as -inf, so garbage in q or k cannot crash the
  * search. Source: algorithm 1 of arXiv 2406.09827, in the block form that mask/mask_ref.c spells
  * out. */
