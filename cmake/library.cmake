@@ -45,3 +45,5 @@ target_include_directories(
   PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})
 target_link_libraries(hpa PRIVATE $<BUILD_INTERFACE:hpa_options> OpenMP::OpenMP_C m)
 set_target_properties(hpa PROPERTIES VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR})
+
+include(cmake/cuda.cmake)

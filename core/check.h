@@ -5,6 +5,10 @@
 #include "core/plan.h"
 #include "core/tensor.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* mask, scratch and their parts begin at multiples of this many bytes. */
 #define HPA_BUFFER_ALIGNMENT 16
 
@@ -25,4 +29,7 @@ hpa_status hpa_check_same_lengths(const hpa_plan *plan, const void *mask, const 
 /* exec may be NULL: no scratch. */
 hpa_status hpa_check_scratch(const hpa_exec *exec, size_t needed);
 
+#ifdef __cplusplus
+}
+#endif
 #endif

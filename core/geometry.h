@@ -13,9 +13,13 @@
 #include "hpa/hpa.h"
 
 #ifdef __CUDACC__
-#define HPA_HOST_DEVICE __host__ __device__ __forceinline__
+#define HPA_HOST_DEVICE static __host__ __device__ __forceinline__
 #else
 #define HPA_HOST_DEVICE static inline
+#endif
+
+#ifdef __cplusplus
+extern "C" {
 #endif
 
 typedef struct hpa_geometry {
@@ -164,4 +168,7 @@ hpa_geometry hpa_geometry_of(const hpa_desc *desc);
 /* max(1, ceil(log2(ceil(candidates / W)))): levels of a search over that many candidates. */
 int64_t hpa_tree_levels(int64_t candidates, int64_t beam_nodes);
 
+#ifdef __cplusplus
+}
+#endif
 #endif

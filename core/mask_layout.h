@@ -8,6 +8,10 @@
 #include "core/arena.h"
 #include "core/geometry.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 #define HPA_MASK_MAGIC UINT64_C(0x314b53414d415048) /* "HPAMASK1" in little-endian bytes */
 
 typedef struct hpa_mask_header {
@@ -69,4 +73,7 @@ static inline hpa_mask hpa_mask_view_const(const hpa_geometry *g, const void *by
 /* The header that a mask of this geometry has. */
 hpa_mask_header hpa_mask_header_of(const hpa_geometry *g);
 
+#ifdef __cplusplus
+}
+#endif
 #endif

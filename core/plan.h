@@ -6,9 +6,14 @@
 #ifndef HPA_CORE_PLAN_H
 #define HPA_CORE_PLAN_H
 
+#include "core/cuda/device.h"
 #include "core/geometry.h"
 #include "core/mask_layout.h"
 #include "core/status.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 typedef struct hpa_mask_kernel {
     const char *name;
@@ -39,6 +44,7 @@ struct hpa_plan {
     const hpa_backward_kernel *backward; /* NULL when training is false */
     const struct hpa_cpu_kernels *cpu;   /* the instruction set in use; NULL for other devices */
     int32_t num_threads;                 /* CPU: at least 1 */
+    hpa_cuda_device cuda;                /* CUDA: zeros for other devices */
     char description[1024];
 };
 
@@ -47,4 +53,7 @@ hpa_status hpa_mask_select(const hpa_desc *desc, const hpa_mask_kernel **kernel)
 hpa_status hpa_forward_select(const hpa_desc *desc, const hpa_forward_kernel **kernel);
 hpa_status hpa_backward_select(const hpa_desc *desc, const hpa_backward_kernel **kernel);
 
+#ifdef __cplusplus
+}
+#endif
 #endif

@@ -10,6 +10,10 @@
 #define HPA_PRINTF_LIKE(text, first)
 #endif
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* Remembers the sentence for this thread and returns status. */
 hpa_status hpa_fail(hpa_status status, const char *format, ...) HPA_PRINTF_LIKE(2, 3);
 
@@ -20,4 +24,7 @@ hpa_status hpa_fail(hpa_status status, const char *format, ...) HPA_PRINTF_LIKE(
             return hpa_try_status;                \
     } while (0)
 
+#ifdef __cplusplus
+}
+#endif
 #endif

@@ -8,11 +8,24 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+static hpa_status choose_cuda_device(hpa_plan *plan)
+{
+#ifdef HPA_WITH_CUDA
+    if (plan->desc.reference)
+        return hpa_fail(HPA_UNSUPPORTED,
+                        "desc.reference is true, but the plain loops run on the CPU alone");
+    return hpa_cuda_device_query(plan->desc.device_id, &plan->cuda);
+#else
+    (void)plan;
+    return hpa_fail(HPA_BACKEND_NOT_BUILT,
+                    "desc.device is HPA_CUDA, but this library was built for the CPU alone");
+#endif
+}
+
 static hpa_status choose_device(hpa_plan *plan)
 {
-    if (plan->desc.device != HPA_CPU)
-        return hpa_fail(HPA_BACKEND_NOT_BUILT,
-                        "desc.device is HPA_CUDA, but this library was built for the CPU alone");
+    if (plan->desc.device == HPA_CUDA)
+        return choose_cuda_device(plan);
     plan->num_threads = plan->desc.num_threads ? plan->desc.num_threads : omp_get_max_threads();
     return HPA_OK;
 }
@@ -34,18 +47,30 @@ static void add_up_sizes(hpa_plan *plan)
     plan->sizes.backward_scratch = plan->backward ? plan->backward->scratch_bytes(plan) : 0;
 }
 
+static void describe_device(const hpa_plan *plan, char *text, size_t size)
+{
+    if (plan->desc.device == HPA_CUDA)
+        snprintf(text, size, "cuda %d, %s, compute capability %d.%d, %d multiprocessors",
+                 plan->cuda.id, plan->cuda.name, plan->cuda.architecture / 10,
+                 plan->cuda.architecture % 10, plan->cuda.multiprocessors);
+    else
+        snprintf(text, size, "cpu, %d threads", plan->num_threads);
+}
+
 static void describe(hpa_plan *plan)
 {
+    char device[160];
+    describe_device(plan, device, sizeof device);
     const hpa_geometry *g = &plan->geometry;
     const int64_t key_blocks = hpa_ceil_div(g->seq_kv, g->block_k);
     const bool searches = g->tree_blocks > 0 && key_blocks > g->tree_blocks;
     const int64_t levels = searches ? hpa_tree_levels(key_blocks, g->beam_nodes) : 0;
     snprintf(plan->description, sizeof plan->description,
-             "device: cpu, %d threads\n"
+             "device: %s\n"
              "kernels: %s, %s, %s%s\n"
              "mask: %" PRId64 " rows of at most %" PRId64 " blocks, search of at most %" PRId64
              " levels, %zu bytes\n",
-             plan->num_threads, plan->mask->name, plan->forward->name,
+             device, plan->mask->name, plan->forward->name,
              plan->backward ? plan->backward->name : "no backward (training is false)",
              plan->desc.reference ? ": the plain loops, because desc.reference is true" : "",
              g->rows, g->capacity, levels, plan->sizes.mask);
