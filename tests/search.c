@@ -1,0 +1,278 @@
+#include "search.h"
+
+typedef struct node {
+    int64_t begin, end; /* candidates */
+    double score;
+} node;
+
+int64_t test_tree_blocks(const hpa_desc *desc)
+{
+    return (desc->top_k + (int64_t)desc->block_k - 1) / desc->block_k;
+}
+
+static int64_t smaller(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+/* The sets, token by token */
+
+static bool query_sees(const test_problem *p, int64_t batch, int64_t query, int64_t key)
+{
+    return !p->desc.causal || key <= query + test_kv_length(p, batch) - test_q_length(p, batch);
+}
+
+static bool in_window(const test_problem *p, const test_row *row, int64_t key)
+{
+    const int64_t shift = test_kv_length(p, row->batch) - test_q_length(p, row->batch);
+    const int64_t window = p->desc.causal && p->desc.window < 1 ? 1 : p->desc.window;
+    if (window == 0)
+        return false;
+    return row->first + shift - window < key &&
+           (p->desc.causal || key < row->last + shift + window);
+}
+
+static void classify_block(const test_problem *p, test_row *row, int64_t block)
+{
+    const int64_t begin = block * p->desc.block_k;
+    const int64_t end = smaller(begin + p->desc.block_k, test_kv_length(p, row->batch));
+    for (int64_t key = begin; key < end; key++) {
+        row->sink[block] |= key < p->desc.sink;
+        row->window[block] |= in_window(p, row, key);
+        for (int64_t query = row->first; query <= row->last; query++)
+            row->visible[block] |= query_sees(p, row->batch, query, key);
+    }
+    row->sink[block] &= row->visible[block];
+    row->window[block] &= row->visible[block];
+}
+
+test_row test_row_at(const test_problem *p, int64_t r)
+{
+    test_row row = {0};
+    for (;; row.batch++) {
+        const int64_t query_blocks =
+            (test_q_length(p, row.batch) + p->desc.block_q - 1) / p->desc.block_q;
+        if (r < test_mask_heads(p) * query_blocks) {
+            row.mask_head = r / query_blocks;
+            row.query_block = r % query_blocks;
+            break;
+        }
+        r -= test_mask_heads(p) * query_blocks;
+    }
+    row.first = row.query_block * p->desc.block_q;
+    row.last = smaller(row.first + p->desc.block_q, test_q_length(p, row.batch)) - 1;
+    row.key_blocks = (test_kv_length(p, row.batch) + p->desc.block_k - 1) / p->desc.block_k;
+    row.visible = calloc((size_t)row.key_blocks + 1, sizeof *row.visible);
+    row.sink = calloc((size_t)row.key_blocks + 1, sizeof *row.sink);
+    row.window = calloc((size_t)row.key_blocks + 1, sizeof *row.window);
+    row.candidates = test_allocate(row.key_blocks, sizeof *row.candidates);
+    for (int64_t block = 0; block < row.key_blocks; block++) {
+        classify_block(p, &row, block);
+        if (row.visible[block] && !row.sink[block] && !row.window[block])
+            row.candidates[row.candidate_count++] = block;
+    }
+    return row;
+}
+
+void test_row_free(test_row *row)
+{
+    free(row->visible);
+    free(row->sink);
+    free(row->window);
+    free(row->candidates);
+}
+
+/* Scores */
+
+double test_token_score(const test_problem *p, const test_row *row, const double *q,
+                        const double *k, int64_t token)
+{
+    const int64_t D = p->desc.head_dim, group = p->desc.heads_q / p->desc.heads_kv;
+    const int64_t heads = p->desc.share_heads ? group : 1; /* query heads of the row */
+    double best = -(double)INFINITY;
+    for (int64_t h = row->mask_head * heads; h < (row->mask_head + 1) * heads; h++) {
+        const double *key = k + D * test_kv_row(p, row->batch, h / group, token);
+        for (int64_t i = row->first; i <= row->last; i += p->desc.query_stride) {
+            const double *query = q + D * test_q_row(p, row->batch, h, i);
+            double dot = 0;
+            for (int64_t d = 0; d < D; d++)
+                dot += query[d] * key[d];
+            if (dot > best) /* a NaN is not */
+                best = dot;
+        }
+    }
+    return best;
+}
+
+/* The token of representative n of r of a node. */
+static int64_t representative(const test_problem *p, const test_row *row, const node *child,
+                              int64_t n, int64_t r)
+{
+    const int64_t block_k = p->desc.block_k;
+    const int64_t length = (child->end - child->begin) * block_k;
+    const int64_t place = (2 * n + 1) * length / (2 * r);
+    const int64_t token =
+        row->candidates[child->begin + place / block_k] * block_k + place % block_k;
+    return smaller(token, test_kv_length(p, row->batch) - 1);
+}
+
+static int64_t representatives(const test_problem *p, const node *child, bool last_level)
+{
+    return smaller(last_level ? p->desc.leaf_tokens : p->desc.rep_tokens,
+                   (child->end - child->begin) * p->desc.block_k);
+}
+
+static double node_score(const test_problem *p, const test_row *row, const double *token_scores,
+                         const node *child, bool last_level)
+{
+    const int64_t r = representatives(p, child, last_level);
+    double best = -(double)INFINITY;
+    for (int64_t n = 0; n < r; n++)
+        best = fmax(best, token_scores[representative(p, row, child, n, r)]);
+    return best;
+}
+
+/* Search */
+
+static int64_t level_count(int64_t candidates, int64_t width)
+{
+    const int64_t widest = (candidates + width - 1) / width;
+    int64_t levels = 0;
+    while ((INT64_C(1) << levels) < widest)
+        levels++;
+    return levels > 1 ? levels : 1;
+}
+
+static int64_t split(const node *nodes, int64_t count, node *children)
+{
+    int64_t n_children = 0;
+    for (int64_t n = 0; n < count; n++) {
+        const int64_t begin = nodes[n].begin, end = nodes[n].end;
+        if (end - begin < 2) {
+            children[n_children++] = nodes[n];
+            continue;
+        }
+        const int64_t middle = begin + (end - begin + 1) / 2;
+        children[n_children++] = (node){.begin = begin, .end = middle};
+        children[n_children++] = (node){.begin = middle, .end = end};
+    }
+    return n_children;
+}
+
+/* Higher first; of equals, the lower candidate first. */
+static int by_score(const void *left, const void *right)
+{
+    const node *a = left, *b = right;
+    if (a->score != b->score)
+        return a->score > b->score ? -1 : 1;
+    return a->begin < b->begin ? -1 : a->begin > b->begin;
+}
+
+static int64_t first_nodes(int64_t candidates, int64_t width, node *nodes)
+{
+    const int64_t count = smaller(candidates, width);
+    for (int64_t g = 0; g < count; g++)
+        nodes[g] = (node){.begin = g * candidates / count, .end = (g + 1) * candidates / count};
+    return count;
+}
+
+/* Marks the candidates that the search keeps. */
+static void search(const test_problem *p, const test_row *row, const double *token_scores,
+                   bool *kept)
+{
+    const int64_t candidates = row->candidate_count;
+    const int64_t M = test_tree_blocks(&p->desc), W = p->desc.beam * M;
+    node *nodes = test_allocate(candidates, sizeof *nodes);
+    node *children = test_allocate(2 * candidates, sizeof *children);
+    int64_t count = first_nodes(candidates, W, nodes);
+    const int64_t levels = level_count(candidates, W);
+    for (int64_t level = 1; level <= levels; level++) {
+        const int64_t n_children = split(nodes, count, children);
+        for (int64_t n = 0; n < n_children; n++)
+            children[n].score = node_score(p, row, token_scores, &children[n], level == levels);
+        qsort(children, (size_t)n_children, sizeof *children, by_score);
+        count = smaller(n_children, level == levels ? M : W);
+        memcpy(nodes, children, (size_t)count * sizeof *nodes);
+    }
+    for (int64_t n = 0; n < count; n++)
+        kept[row->candidates[nodes[n].begin]] = true;
+    free(nodes);
+    free(children);
+}
+
+static void keep_tree(const test_problem *p, const test_row *row, const double *q, const double *k,
+                      bool *kept)
+{
+    const int64_t M = test_tree_blocks(&p->desc), keys = test_kv_length(p, row->batch);
+    if (row->candidate_count <= M) {
+        for (int64_t n = 0; n < row->candidate_count; n++)
+            kept[row->candidates[n]] = true;
+        return;
+    }
+    if (M == 0)
+        return;
+    double *token_scores = test_allocate(keys, sizeof *token_scores);
+    for (int64_t token = 0; token < keys; token++)
+        token_scores[token] = test_token_score(p, row, q, k, token);
+    search(p, row, token_scores, kept);
+    free(token_scores);
+}
+
+test_csr test_expected_mask(const test_problem *p, const double *q, const double *k)
+{
+    const int64_t heads = test_mask_heads(p);
+    test_csr csr = {0};
+    int64_t capacity = 0;
+    for (int64_t b = 0; b < p->desc.batch; b++) {
+        const int64_t rows =
+            heads * ((test_q_length(p, b) + p->desc.block_q - 1) / p->desc.block_q);
+        csr.rows += rows;
+        capacity += rows * ((test_kv_length(p, b) + p->desc.block_k - 1) / p->desc.block_k);
+    }
+    csr.row_ptr = test_allocate(csr.rows + 1, sizeof *csr.row_ptr);
+    csr.blocks = test_allocate(capacity, sizeof *csr.blocks);
+    csr.row_ptr[0] = 0;
+    for (int64_t r = 0; r < csr.rows; r++) {
+        test_row row = test_row_at(p, r);
+        bool *kept = calloc((size_t)row.key_blocks + 1, sizeof *kept);
+        keep_tree(p, &row, q, k, kept);
+        int64_t end = csr.row_ptr[r];
+        for (int64_t block = 0; block < row.key_blocks; block++)
+            if (kept[block] || row.sink[block] || row.window[block])
+                csr.blocks[end++] = (int32_t)block;
+        csr.row_ptr[r + 1] = end;
+        free(kept);
+        test_row_free(&row);
+    }
+    return csr;
+}
+
+bool test_always_representative(const test_problem *p, const test_row *row, int64_t token)
+{
+    const int64_t M = test_tree_blocks(&p->desc), W = p->desc.beam * M;
+    int64_t wanted = 0;
+    while (wanted < row->candidate_count && row->candidates[wanted] != token / p->desc.block_k)
+        wanted++;
+    if (wanted == row->candidate_count || row->candidate_count <= M || M == 0)
+        return false;
+    node *nodes = test_allocate(row->candidate_count, sizeof *nodes);
+    const int64_t count = first_nodes(row->candidate_count, W, nodes);
+    node on_way = nodes[0];
+    for (int64_t n = 0; n < count; n++)
+        if (nodes[n].begin <= wanted)
+            on_way = nodes[n];
+    free(nodes);
+    const int64_t levels = level_count(row->candidate_count, W);
+    bool always = true;
+    for (int64_t level = 1; level <= levels; level++) {
+        node children[2];
+        const int64_t n_children = split(&on_way, 1, children);
+        on_way = children[n_children == 2 && children[1].begin <= wanted];
+        const int64_t r = representatives(p, &on_way, level == levels);
+        bool found = false;
+        for (int64_t n = 0; n < r; n++)
+            found |= representative(p, row, &on_way, n, r) == token;
+        always &= found;
+    }
+    return always;
+}
