@@ -4,6 +4,10 @@
 
 #include "core/plan.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 extern const hpa_mask_kernel hpa_mask_ref; /* plain loops in double precision: the specification */
 extern const hpa_mask_kernel hpa_mask_cpu; /* all cores, vectorised */
 
@@ -13,4 +17,7 @@ void hpa_mask_begin(const hpa_geometry *g, const hpa_inputs *in, hpa_mask *m);
 /* Fills column_start and column_rows from the rows, in O(kept blocks). Every list ascends. */
 void hpa_mask_transpose_cpu(const hpa_geometry *g, hpa_mask *m, int32_t num_threads);
 
+#ifdef __cplusplus
+}
+#endif
 #endif
