@@ -9,7 +9,8 @@ if(hpa_type STREQUAL "SHARED_LIBRARY")
   set(hpa_is_static OFF)
   add_library(hpa_static STATIC $<TARGET_OBJECTS:hpa>)
   target_include_directories(hpa_static PUBLIC $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include>)
-  target_link_libraries(hpa_static PRIVATE OpenMP::OpenMP_C m)
+  get_target_property(libraries hpa LINK_LIBRARIES)
+  target_link_libraries(hpa_static PRIVATE ${libraries})
   set_target_properties(hpa_static PROPERTIES OUTPUT_NAME hpa LINKER_LANGUAGE C)
   install(TARGETS hpa_static EXPORT hpa-static-targets INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
   install(EXPORT hpa-static-targets NAMESPACE hpa:: DESTINATION ${hpa_package_dir})
@@ -48,6 +49,10 @@ write_basic_package_version_file(${PROJECT_BINARY_DIR}/hpa-config-version.cmake
 install(FILES ${PROJECT_BINARY_DIR}/hpa-config.cmake ${PROJECT_BINARY_DIR}/hpa-config-version.cmake
         DESTINATION ${hpa_package_dir})
 
+set(hpa_private_libs "${OpenMP_C_FLAGS} -lm")
+if(hpa_has_cuda)
+  string(APPEND hpa_private_libs " -L${CUDAToolkit_LIBRARY_DIR} -lcudart_static -lrt -ldl -lpthread")
+endif()
 set(hpa_pkgconfig_dir ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
 file(RELATIVE_PATH hpa_prefix_from_pkgconfig ${CMAKE_INSTALL_FULL_LIBDIR}/pkgconfig
      ${CMAKE_INSTALL_PREFIX})
