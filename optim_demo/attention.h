@@ -54,8 +54,8 @@ bool attention_forward(attention *self, int64_t layer, mask_use use, const real 
 bool attention_backward(attention *self, int64_t layer, const real *qkv, const real *out,
                         const real *lse, const real *d_out, real *d_qkv, failure *why);
 
-/* One new token, for sampling: q (Hq, D) looks back at cache (length, 2 Hkv, D), the keys and values
- * of the tokens up to and including its own. out (Hq, D). */
+/* One new token, for sampling: q (Hq, D) looks back at cache (length, 2 Hkv, D), the keys and
+ * values of the tokens up to and including its own. out (Hq, D). */
 bool attention_step(attention *self, int64_t layer, const real *q, const real *cache,
                     int64_t length, real *out, failure *why);
 

@@ -99,7 +99,7 @@ void model_initialize(model *self, uint64_t seed);
 /* tokens and targets (B, T); *loss is the mean of -log probability of the targets, in nats. */
 bool model_forward(model *self, const uint8_t *tokens, const uint8_t *targets, mask_use use,
                    double *loss, failure *why);
-/* Adds the gradient of factor * loss of the last forward, which must not have been MASK_EVALUATE. */
+/* Adds the gradient of factor * loss of the last forward, which was not MASK_EVALUATE. */
 bool model_backward(model *self, const uint8_t *tokens, const uint8_t *targets, double factor,
                     failure *why);
 void model_zero_gradients(model *self);

@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-typedef enum option_kind { TEXT, WHOLE, NUMBER, FLAG, KIND, LAYERS } option_kind;
+typedef enum option_kind { TEXT, PATH, WHOLE, NUMBER, FLAG, KIND, LAYERS } option_kind;
 
 /* A row with kind and field; or, with name NULL, the heading of a group in the help. */
 typedef struct option_row {
@@ -25,8 +25,8 @@ typedef struct option_row {
 
 static const option_row rows[] = {
     {.help = "The text"},
-    {"data", TEXT, FIELD(data), 0, 0, NULL,
-     "FILE to learn from, plain or gzipped; its bytes are the tokens"},
+    {"data", PATH, FIELD(data), 0, 0, NULL,
+     "to learn from, plain or gzipped; its bytes are the tokens"},
     {"held-out", NUMBER, FIELD(held_out), 0, 0.9, "0.1",
      "share at its end that training never sees and evaluation reads"},
 
@@ -47,9 +47,9 @@ static const option_row rows[] = {
     {.help = "Attention"},
     {"attention", KIND, FIELD(attention.kind), 0, 0, "hip",
      "hip: sink, window and the top-k keys that the tree search finds.\nwindow: the last window + "
-     "top-k keys, the same budget.  dense: every key"},
+     "top-k keys, the same budget.\ndense: every key"},
     {"dense-layers", LAYERS, FIELD(attention.dense_layers), 0, 0, NULL,
-     "LIST of layers that stay dense, such as 0,1,5"},
+     "layers that stay dense, such as 0,1,5"},
     {"top-k", WHOLE, FIELD(attention.top_k), 0, BILLION, "512",
      "keys that the search finds for each block of queries"},
     {"window", WHOLE, FIELD(attention.window), 0, BILLION, "128", "last keys, always kept"},
@@ -92,31 +92,31 @@ static const option_row rows[] = {
     {"threads", WHOLE, FIELD(threads), 0, 4096, "0", "0: one for each core"},
 
     {.help = "Evaluation and files"},
-    {"from", TEXT, FIELD(from), 0, 0, NULL,
-     "FILE whose weights to start with: a new training, such as fine-tuning"},
-    {"resume", TEXT, FIELD(resume), 0, 0, NULL,
-     "FILE to go on from, as if the run had never stopped: give the other\noptions as they were"},
-    {"checkpoint", TEXT, FIELD(checkpoint), 0, 0, "hpa-finetune.safetensors",
-     "FILE that the end, Ctrl-C and --checkpoint-every save to"},
+    {"from", PATH, FIELD(from), 0, 0, NULL,
+     "whose weights to start with: a new training, such as fine-tuning"},
+    {"resume", PATH, FIELD(resume), 0, 0, NULL,
+     "to go on from, as if the run had never stopped: give the other options\nas they were"},
+    {"checkpoint", PATH, FIELD(checkpoint), 0, 0, "hpa-finetune.st",
+     "that the end, Ctrl-C and --checkpoint-every save to"},
     {"checkpoint-every", WHOLE, FIELD(checkpoint_every), 0, BILLION, "0",
      "steps between checkpoints; 0: only at the end"},
     {"evaluate-every", WHOLE, FIELD(evaluate_every), 0, BILLION, "0",
      "steps between evaluations; 0: only at the end"},
     {"evaluate-batches", WHOLE, FIELD(evaluate_batches), 0, BILLION, "0",
      "batches in an evaluation; 0: all of the held-out text"},
-    {"log", TEXT, FIELD(log), 0, 0, "hpa-finetune.csv", "FILE for one line of numbers a step"},
-    {"results", TEXT, FIELD(results), 0, 0, NULL,
-     "FILE to which the end adds one line: label, loss, density, speed"},
-    {"label", TEXT, FIELD(label), 0, 0, "", "TEXT that names this run in --results"},
-    {"mask-png", TEXT, FIELD(mask_png), 0, 0, NULL,
-     "FILE for a picture of one head's mask in the last evaluation"},
+    {"log", PATH, FIELD(log), 0, 0, "hpa-finetune.csv", "for one line of numbers a step"},
+    {"results", PATH, FIELD(results), 0, 0, NULL,
+     "to which the end adds one line: label, loss, density, speed"},
+    {"label", TEXT, FIELD(label), 0, 0, "", "that names this run in --results"},
+    {"mask-png", PATH, FIELD(mask_png), 0, 0, NULL,
+     "for a picture of one head's mask in the last evaluation"},
     {"mask-layer", WHOLE, FIELD(mask_layer), 0, MAX_LAYERS - 1, "0", "its layer, counted from 0"},
     {"mask-head", WHOLE, FIELD(mask_head), 0, 1 << 10, "0", "its head, counted from 0"},
 
     {.help = "A sample at the end"},
     {"sample", WHOLE, FIELD(sample), 0, BILLION, "0", "bytes to write with the trained model"},
     {"prompt", TEXT, FIELD(prompt), 0, 0, NULL,
-     "TEXT to go on from [the start of the held-out text, half a context]"},
+     "to go on from [the start of the held-out text, half a context]"},
     {"temperature", NUMBER, FIELD(temperature), 0, 100, "0.7",
      "0: always the likeliest byte; 1: as the model would have it"},
 };
@@ -179,6 +179,7 @@ static bool parse_value(options *self, const option_row *row, const char *text, 
     double number;
     switch (row->kind) {
     case TEXT:
+    case PATH:
         *(const char **)field = text;
         return true;
     case FLAG:
@@ -299,17 +300,18 @@ bool options_complete_shape(options *self, const model_shape *known, const char 
 
 static void print_row(FILE *out, const option_row *row)
 {
-    static const char *const argument[] = {[TEXT] = " ...", [WHOLE] = " N",   [NUMBER] = " X",
-                                           [FLAG] = "",     [KIND] = " KIND", [LAYERS] = " LIST"};
+    static const char *const argument[] = {
+        [TEXT] = " TEXT", [PATH] = " FILE", [WHOLE] = " N",    [NUMBER] = " X",
+        [FLAG] = "",      [KIND] = " KIND", [LAYERS] = " LIST"};
     char left[64];
     snprintf(left, sizeof left, "--%s%s", row->name, argument[row->kind]);
-    fprintf(out, "  %-22s", left);
+    fprintf(out, "  %-24s", left);
     for (const char *line = row->help; line;) {
         const char *end = strchr(line, '\n');
         fprintf(out, "%.*s", end ? (int)(end - line) : (int)strlen(line), line);
         line = end ? end + 1 : NULL;
         if (line)
-            fprintf(out, "\n%24s", "");
+            fprintf(out, "\n%26s", "");
     }
     if (row->initial && *row->initial)
         fprintf(out, " [%s]", row->initial);

@@ -1,5 +1,5 @@
 /* The number that weights and activations are made of. The program uses float; a test builds the
- * same sources for double, where finite differences are sharp enough to catch any wrong gradient. */
+ * same sources for double, where finite differences are sharp enough to catch a wrong gradient. */
 #ifndef DEMO_REAL_H
 #define DEMO_REAL_H
 
