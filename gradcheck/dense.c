@@ -29,10 +29,12 @@ static double attend(const struct problem *problem, int64_t b, int64_t head, int
     int64_t head_kv = head / (problem->heads_q / problem->heads_kv);
     const double *q = problem->q + problem_query_row(problem, b, head, i);
 
+    struct sight sight = problem_sight(problem, b, head, i);
+
     double largest = -INFINITY;
     for (int64_t j = 0; j < keys; j++) {
         const double *k = problem->k + problem_key_row(problem, b, head_kv, j);
-        bool visible = problem_visible(problem, b, head, i, j);
+        bool visible = j < sight.keys && sight.kept[j / problem->block_k];
         probability[j] = visible ? problem->scale * dot(q, k, D) : -INFINITY;
         largest = fmax(largest, probability[j]);
     }
@@ -42,7 +44,7 @@ static double attend(const struct problem *problem, int64_t b, int64_t head, int
     }
     double sum = 0;
     for (int64_t j = 0; j < keys; j++) {
-        probability[j] = exp(probability[j] - largest);
+        probability[j] = probability[j] == -INFINITY ? 0 : exp(probability[j] - largest);
         sum += probability[j];
     }
     for (int64_t j = 0; j < keys; j++)

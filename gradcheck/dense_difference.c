@@ -18,6 +18,7 @@ struct row {
     double Z;
     double N;
     double u;
+    double loss;
 };
 
 /* What a row has to do with one key. */
@@ -25,6 +26,7 @@ struct meeting {
     int64_t row; /* token * heads_q + head */
     double s;
     double c;
+    double e; /* of one key with its rows only */
 };
 
 struct dense_difference {
@@ -94,8 +96,11 @@ static void meet_rows(struct dense_difference *difference, int64_t key)
     int64_t group = problem->heads_q / problem->heads_kv, n = 0;
     for (int64_t i = 0; i < problem_queries(problem, b); i++)
         for (int64_t head = head_kv * group; head < (head_kv + 1) * group; head++)
-            if (problem_visible(problem, b, head, i, j))
-                difference->meetings[n++] = meet(problem, b, head, i, j);
+            if (problem_visible(problem, b, head, i, j)) {
+                struct meeting meeting = meet(problem, b, head, i, j);
+                meeting.e = exp(meeting.s - difference->rows[meeting.row].largest);
+                difference->meetings[n++] = meeting;
+            }
     difference->n_meetings = n;
     difference->met_key = key;
     difference->met_row = -1;
@@ -136,11 +141,9 @@ static double loss_with_k_moved(void *context, double step)
         const struct meeting *meeting = &difference->meetings[n];
         const struct row *row = &difference->rows[meeting->row];
         double q = problem->q[meeting->row * problem->head_dim + difference->moving];
-        double before = exp(meeting->s - row->largest);
-        double grown = exp(meeting->s + problem->scale * q * step - row->largest) - before;
-        exact_sum_add(&change,
-                      row_loss(row->largest, row->Z + grown, row->N + grown * meeting->c, row->u) -
-                          row_loss(row->largest, row->Z, row->N, row->u));
+        double grown = exp(meeting->s + problem->scale * q * step - row->largest) - meeting->e;
+        double loss = row_loss(row->largest, row->Z + grown, row->N + grown * meeting->c, row->u);
+        exact_sum_add(&change, loss - row->loss);
     }
     return exact_sum_value(&change);
 }
@@ -154,9 +157,8 @@ static double loss_with_v_moved(void *context, double step)
         const struct meeting *meeting = &difference->meetings[n];
         const struct row *row = &difference->rows[meeting->row];
         double w = problem->d_out[meeting->row * problem->head_dim + difference->moving];
-        double e = exp(meeting->s - row->largest);
-        /* N grows by e * w * step; the difference of two quotients over one Z */
-        exact_sum_add(&change, e * w * step / row->Z);
+        /* N grows by e w step; the difference of two quotients over one Z */
+        exact_sum_add(&change, meeting->e * w * step / row->Z);
     }
     return exact_sum_value(&change);
 }
@@ -213,8 +215,11 @@ static void sum_rows(struct dense_difference *difference)
     const struct problem *problem = difference->problem;
     for (int64_t row = 0; row < problem->tokens_q * problem->heads_q; row++) {
         meet_keys(difference, row);
-        difference->rows[row] = sum_row(difference, 0);
-        difference->rows[row].u = problem->d_lse[row];
+        struct row sums = sum_row(difference, 0);
+        sums.u = problem->d_lse[row];
+        if (difference->n_meetings > 0)
+            sums.loss = row_loss(sums.largest, sums.Z, sums.N, sums.u);
+        difference->rows[row] = sums;
     }
 }
 

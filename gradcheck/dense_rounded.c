@@ -91,14 +91,14 @@ static float attend(struct narrow *narrow, int64_t b, int64_t head, int64_t i)
     int64_t keys = problem_keys(problem, b), D = problem->head_dim;
     int64_t head_kv = head / (problem->heads_q / problem->heads_kv);
     const float *q = narrow->q + problem_query_row(problem, b, head, i);
+    struct sight sight = problem_sight(problem, b, head, i);
     float *probability = narrow->probability, largest = -INFINITY, sum = 0;
 
     for (int64_t j = 0; j < keys; j++) {
         const float *k = narrow->k + problem_key_row(problem, b, head_kv, j);
         float score = (float)problem->scale * dot(q, k, D);
-        probability[j] = problem_visible(problem, b, head, i, j)
-                             ? dtype_round_float(narrow->dtype, score)
-                             : -INFINITY;
+        bool visible = j < sight.keys && sight.kept[j / problem->block_k];
+        probability[j] = visible ? dtype_round_float(narrow->dtype, score) : -INFINITY;
         largest = fmaxf(largest, probability[j]);
     }
     for (int64_t j = 0; j < keys; j++) {

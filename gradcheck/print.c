@@ -242,7 +242,7 @@ bool print_json(const struct gradcheck_case *cases, int n)
     cJSON_AddNumberToObject(object, "max_abs_error", total.max_abs_error);
     cJSON_AddNumberToObject(object, "max_rel_error", total.max_rel_error);
     cJSON_AddNumberToObject(object, "checked", (double)total.checked);
-    cJSON_AddStringToObject(object, "backend", "cpu");
+    cJSON_AddStringToObject(object, "backend", cases[0].desc.device == HPA_CUDA ? "cuda" : "cpu");
     cJSON_AddStringToObject(object, "dtype", dtype_name(cases[0].desc.dtype));
     cJSON_AddBoolToObject(object, "reference", cases[0].desc.reference);
     cJSON_AddNumberToObject(object, "seconds", total_seconds(cases, n));

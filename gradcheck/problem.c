@@ -36,15 +36,21 @@ static int64_t query_blocks(const struct problem *problem, int64_t b)
     return (problem_queries(problem, b) + problem->block_q - 1) / problem->block_q;
 }
 
-bool problem_visible(const struct problem *problem, int64_t b, int64_t head, int64_t i, int64_t j)
+struct sight problem_sight(const struct problem *problem, int64_t b, int64_t head, int64_t i)
 {
-    int64_t position = i + problem_keys(problem, b) - problem_queries(problem, b);
-    if (problem->causal && j > position)
-        return false;
+    int64_t keys = problem_keys(problem, b);
+    int64_t position = i + keys - problem_queries(problem, b);
     int64_t mask_head = head / (problem->heads_q / problem->mask_heads);
     int64_t row =
         problem->first_row[b] + mask_head * query_blocks(problem, b) + i / problem->block_q;
-    return problem->kept[row * problem->key_blocks + j / problem->block_k];
+    return (struct sight){.keys = problem->causal ? position + 1 : keys,
+                          .kept = problem->kept + row * problem->key_blocks};
+}
+
+bool problem_visible(const struct problem *problem, int64_t b, int64_t head, int64_t i, int64_t j)
+{
+    struct sight sight = problem_sight(problem, b, head, i);
+    return j < sight.keys && sight.kept[j / problem->block_k];
 }
 
 void problem_set_mask(struct problem *problem, const int64_t *row_ptr, const int32_t *blocks)

@@ -65,4 +65,12 @@ int64_t problem_key_row(const struct problem *problem, int64_t b, int64_t head_k
 /* Whether query i of sequence b and query head head attends to key j. */
 bool problem_visible(const struct problem *problem, int64_t b, int64_t head, int64_t i, int64_t j);
 
+/* The same, for loops over j: it does where j < keys and kept[j / block_k]. */
+struct sight {
+    int64_t keys; /* not hidden by causality are 0 ... keys - 1 */
+    const unsigned char *kept;
+};
+
+struct sight problem_sight(const struct problem *problem, int64_t b, int64_t head, int64_t i);
+
 #endif
