@@ -12,6 +12,7 @@ set(hpa_sources
     mask/mask_ref.c
     mask/transpose_cpu.c
     mask/inspect.c
+    mask/inspect_cpu.c
     forward/forward.c
     forward/forward_ref.c
     backward/backward.c

@@ -8,7 +8,7 @@ hpa_status hpa_check_pointer(const char *name, const void *pointer)
     return pointer ? HPA_OK : hpa_fail(HPA_INVALID_ARGUMENT, "%s is NULL", name);
 }
 
-static hpa_status check_header(const hpa_plan *plan, const void *mask)
+hpa_status hpa_check_header(const hpa_plan *plan, const void *mask)
 {
     const hpa_mask_header expected = hpa_mask_header_of(&plan->geometry);
     hpa_mask_header header;
@@ -35,7 +35,7 @@ hpa_status hpa_check_mask(const hpa_plan *plan, const void *mask, bool is_read)
         return hpa_fail(HPA_INVALID_ALIGNMENT, "mask is %p, expected a multiple of %d bytes", mask,
                         HPA_BUFFER_ALIGNMENT);
     if (is_read && plan->desc.device == HPA_CPU)
-        return check_header(plan, mask);
+        return hpa_check_header(plan, mask);
     return HPA_OK;
 }
 
@@ -88,7 +88,7 @@ hpa_status hpa_check_inputs(const hpa_plan *plan, const hpa_inputs *in, bool rea
 hpa_status hpa_check_same_lengths(const hpa_plan *plan, const void *mask, const hpa_inputs *in)
 {
     const hpa_geometry *g = &plan->geometry;
-    if (!g->packed)
+    if (!g->packed || plan->desc.device != HPA_CPU)
         return HPA_OK;
     const hpa_mask m = hpa_mask_view_const(g, mask);
     const size_t bytes = sizeof(int32_t) * (size_t)(g->batch + 1);
