@@ -4,8 +4,7 @@
 
 hpa_status hpa_backward_select(const hpa_desc *desc, const hpa_backward_kernel **kernel)
 {
-    (void)desc;
-    *kernel = &hpa_backward_ref;
+    *kernel = desc->reference ? &hpa_backward_ref : &hpa_backward_cpu;
     return HPA_OK;
 }
 

@@ -47,4 +47,5 @@ target_include_directories(
 target_link_libraries(hpa PRIVATE $<BUILD_INTERFACE:hpa_options> OpenMP::OpenMP_C m)
 set_target_properties(hpa PROPERTIES VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR})
 
+include(cmake/cpu.cmake)
 include(cmake/cuda.cmake)

@@ -4,8 +4,7 @@
 
 hpa_status hpa_forward_select(const hpa_desc *desc, const hpa_forward_kernel **kernel)
 {
-    (void)desc;
-    *kernel = &hpa_forward_ref;
+    *kernel = desc->reference ? &hpa_forward_ref : &hpa_forward_cpu;
     return HPA_OK;
 }
 

@@ -6,8 +6,7 @@
 
 hpa_status hpa_mask_select(const hpa_desc *desc, const hpa_mask_kernel **kernel)
 {
-    (void)desc;
-    *kernel = &hpa_mask_ref;
+    *kernel = desc->reference ? &hpa_mask_ref : &hpa_mask_cpu;
     return HPA_OK;
 }
 

@@ -1,5 +1,6 @@
 /* The roof: checks a description, asks each operation for its kernel, adds up the sizes. */
 #include "core/check.h"
+#include "core/cpu/kernels.h"
 #include "core/desc.h"
 #include "core/plan.h"
 
@@ -26,6 +27,7 @@ static hpa_status choose_device(hpa_plan *plan)
 {
     if (plan->desc.device == HPA_CUDA)
         return choose_cuda_device(plan);
+    plan->cpu = hpa_cpu_select();
     plan->num_threads = plan->desc.num_threads ? plan->desc.num_threads : omp_get_max_threads();
     return HPA_OK;
 }
@@ -54,7 +56,7 @@ static void describe_device(const hpa_plan *plan, char *text, size_t size)
                  plan->cuda.id, plan->cuda.name, plan->cuda.architecture / 10,
                  plan->cuda.architecture % 10, plan->cuda.multiprocessors);
     else
-        snprintf(text, size, "cpu, %d threads", plan->num_threads);
+        snprintf(text, size, "cpu, %s, %d threads", plan->cpu->name, plan->num_threads);
 }
 
 static void describe(hpa_plan *plan)
