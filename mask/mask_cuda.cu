@@ -1,0 +1,268 @@
+/* The mask on CUDA: one block of threads searches one row's tree, from the row's queries in shared
+ * memory to its list of kept blocks, and writes nothing else. */
+#include "core/cuda/scan.h"
+#include "mask/kernels_cuda.h"
+#include "mask/score_mma.cuh"
+#include "mask/score_simt.cuh"
+
+/* Scores one level over all of the row's queries, which are loaded anew for each level where shared
+ * memory does not hold them at once. */
+template <typename Scores>
+static __device__ void score_level(const mask_search &search, const mask_row &row,
+                                   const tree_level<typename Scores::score> &level,
+                                   bool queries_are_there, unsigned char *shared)
+{
+    for (int32_t n = (int32_t)threadIdx.x; n < level.n_children; n += (int32_t)blockDim.x)
+        level.score[n] = 0;
+    for (int32_t first = 0; first < row.queries; first += search.query_room) {
+        const int32_t count = min(search.query_room, (row.queries - first + 15) / 16 * 16);
+        __syncthreads();
+        if (!queries_are_there)
+            Scores::load_queries(search, row, shared, first, count);
+        __syncthreads();
+        Scores::score_level(search, row, level, shared, shared + search.keys_offset, count);
+    }
+    __syncthreads();
+}
+
+/* Searches the row, leaves the candidates that it chose in *chosen, and returns their number. */
+template <typename Scores>
+static __device__ int32_t search_tree(const mask_search &search, const mask_row &row,
+                                      unsigned char *shared, choice *shared_choice,
+                                      node_lists<typename Scores::score> lists,
+                                      const int32_t **chosen)
+{
+    const hpa_geometry &g = search.g;
+    tree_level<typename Scores::score> level = {};
+    level.score = lists.score;
+    level.n_children = first_children(g, row.sets.candidates, lists.begin[0], lists.size[0]);
+    int64_t widest = hpa_ceil_div(row.sets.candidates, hpa_first_nodes(&g, row.sets.candidates));
+    bool queries_are_there = false;
+    int now = 0;
+    for (bool last = false; !last; now ^= 1) {
+        widest = (widest + 1) / 2; /* from nodes to their children */
+        last = widest == 1;
+        level.begin = lists.begin[now];
+        level.size = lists.size[now];
+        level.wanted = (int32_t)(last ? g.leaf_tokens : g.rep_tokens);
+        level.tokens = (uint32_t)hpa_min(level.wanted, widest << search.block_k_log2);
+        score_level<Scores>(search, row, level, queries_are_there, shared);
+        queries_are_there = row.queries <= search.query_room;
+        const auto limit = find_cut(level.score, level.n_children,
+                                    (int32_t)(last ? g.tree_blocks : g.beam_nodes), shared_choice);
+        if (threadIdx.x < 32)
+            keep_and_split(level, limit, last, lists.begin[now ^ 1], lists.size[now ^ 1],
+                           shared_choice);
+        __syncthreads();
+        level.n_children = shared_choice->children;
+    }
+    *chosen = lists.begin[now];
+    return level.n_children;
+}
+
+template <typename Scores>
+static __global__ void __launch_bounds__(Scores::threads)
+    mask_build_kernel(const __grid_constant__ mask_search search)
+{
+    extern __shared__ __align__(1024) unsigned char shared[];
+    __shared__ mask_row row;
+    __shared__ choice shared_choice;
+    unsigned char *memory = search.far_lists
+                                ? search.far_lists + blockIdx.x * search.far_lists_bytes
+                                : shared + search.lists_offset;
+    const auto lists = take_lists<typename Scores::score>(memory, search.list_room);
+    /* The last rows of a sequence see the most keys: they come first. */
+    for (int64_t n = blockIdx.x; n < search.g.rows; n += gridDim.x) {
+        if (threadIdx.x == 0)
+            row = find_mask_row(search, search.g.rows - 1 - n);
+        __syncthreads();
+        const int32_t *chosen = nullptr;
+        int32_t n_chosen = 0;
+        if (row.exists && search.g.tree_blocks == 0)
+            chosen = lists.begin[0];
+        else if (row.exists && row.sets.candidates > search.g.tree_blocks)
+            n_chosen = search_tree<Scores>(search, row, shared, &shared_choice, lists, &chosen);
+        if (row.exists)
+            write_row(search, row, chosen, n_chosen);
+        else if (threadIdx.x == 0)
+            search.mask.row_length[row.index] = 0;
+        __syncthreads();
+    }
+}
+
+/* The kernels that there are, by dtype and head_dim: the first that is wide enough is taken. */
+struct mask_variant {
+    hpa_dtype dtype;
+    int64_t head_dim; /* at most */
+    void (*kernel)(mask_search);
+    int query_bytes; /* of one query in shared memory; 0: rows of head_dim, 16 bytes apart */
+};
+
+#define MMA(dtype, T, steps, groups)                                        \
+    {                                                                       \
+        dtype, 32 * steps, mask_build_kernel<mma_scores<T, steps, groups>>, \
+            mma_scores<T, steps, groups>::query_bytes                       \
+    }
+
+static const mask_variant mask_variants[] = {
+    MMA(HPA_BF16, __nv_bfloat16, 1, 4),
+    MMA(HPA_BF16, __nv_bfloat16, 2, 4),
+    MMA(HPA_BF16, __nv_bfloat16, 3, 2),
+    MMA(HPA_BF16, __nv_bfloat16, 4, 2),
+    MMA(HPA_BF16, __nv_bfloat16, 8, 1),
+    MMA(HPA_F16, __half, 1, 4),
+    MMA(HPA_F16, __half, 2, 4),
+    MMA(HPA_F16, __half, 3, 2),
+    MMA(HPA_F16, __half, 4, 2),
+    MMA(HPA_F16, __half, 8, 1),
+    {HPA_F32, 256, mask_build_kernel<simt_scores<float>>, 0},
+    {HPA_F64, 256, mask_build_kernel<simt_scores<double>>, 0},
+};
+
+static const mask_variant *find_variant(const hpa_plan *plan)
+{
+    const mask_variant *v = mask_variants;
+    while (v->dtype != plan->desc.dtype || v->head_dim < plan->desc.head_dim)
+        v++;
+    return v;
+}
+
+/* How a build is launched, from shapes and the device alone. */
+struct mask_launch {
+    const mask_variant *variant;
+    int64_t blocks, threads;
+    int64_t query_room, list_room;
+    int64_t keys_offset, lists_offset, shared_bytes;
+    int64_t far_lists_bytes; /* of one block; 0: the lists are in shared memory */
+};
+
+#define STATIC_SHARED_BYTES 4096 /* more than mask_build_kernel and the driver take */
+#define NEAR_LISTS_BYTES 65536   /* lists longer than this go to scratch */
+
+static int64_t round_up(int64_t value, int64_t unit)
+{
+    return hpa_ceil_div(value, unit) * unit;
+}
+
+/* Enough threads that a multiprocessor is busy with the blocks whose queries it can hold. */
+static int64_t choose_threads(const mask_launch *launch, bool simt)
+{
+    if (simt)
+        return 256;
+    return launch->shared_bytes <= 56 * 1024 ? 128 : launch->shared_bytes <= 112 * 1024 ? 256 : 512;
+}
+
+static mask_launch choose_launch(const hpa_plan *plan)
+{
+    const hpa_geometry *g = &plan->geometry;
+    mask_launch launch = {};
+    launch.variant = find_variant(plan);
+    const bool simt = launch.variant->query_bytes == 0;
+    const int64_t element = (int64_t)hpa_dtype_size(plan->desc.dtype);
+    const int64_t query_bytes =
+        simt ? g->head_dim * element + 16 : (int64_t)launch.variant->query_bytes;
+    const int64_t keys_bytes = simt ? 32 * query_bytes : 0;
+    const int64_t node = element == 8 ? node_bytes<unsigned long long>() : node_bytes<uint32_t>();
+    launch.list_room = 2 * hpa_min(g->beam_nodes, hpa_ceil_div(g->seq_kv, g->block_k));
+    launch.list_room = round_up(hpa_max(launch.list_room, 1), 4);
+    int64_t near_lists_bytes = round_up(launch.list_room * node, 256);
+    if (near_lists_bytes > NEAR_LISTS_BYTES) {
+        launch.far_lists_bytes = near_lists_bytes;
+        near_lists_bytes = 0;
+    }
+    const int64_t room =
+        plan->cuda.shared_bytes - STATIC_SHARED_BYTES - keys_bytes - near_lists_bytes;
+    const int64_t queries = g->mask_group * hpa_ceil_div(g->block_q, g->query_stride);
+    launch.query_room = hpa_min(round_up(queries, 16), room / query_bytes / 16 * 16);
+    launch.keys_offset = launch.query_room * query_bytes;
+    launch.lists_offset = launch.keys_offset + keys_bytes;
+    launch.shared_bytes = launch.lists_offset + near_lists_bytes;
+    launch.threads = choose_threads(&launch, simt);
+    launch.blocks = hpa_min(g->rows, launch.far_lists_bytes ? 2 * plan->cuda.multiprocessors
+                                                            : HPA_CUDA_MAX_BLOCKS);
+    return launch;
+}
+
+/* Parts of the scratch of a build. */
+struct mask_scratch {
+    unsigned char *far_lists;
+    int64_t *scan;
+};
+
+static mask_scratch take_scratch(const hpa_plan *plan, const mask_launch *launch, hpa_arena *arena)
+{
+    mask_scratch scratch = {};
+    if (launch->far_lists_bytes)
+        scratch.far_lists =
+            HPA_ARENA_ARRAY(arena, unsigned char, launch->blocks * launch->far_lists_bytes);
+    if (plan->geometry.training)
+        scratch.scan =
+            HPA_ARENA_ARRAY(arena, int64_t, hpa_cuda_scan_scratch(plan->geometry.columns + 1));
+    return scratch;
+}
+
+static size_t scratch_bytes(const hpa_plan *plan)
+{
+    const mask_launch launch = choose_launch(plan);
+    hpa_arena arena = {};
+    take_scratch(plan, &launch, &arena);
+    const size_t to_inspect = hpa_mask_inspect_cuda_bytes(&plan->geometry);
+    return arena.used > to_inspect ? arena.used : to_inspect;
+}
+
+static bool begins_by_16_bytes(const hpa_tensor *t)
+{
+    bool aligned = (uintptr_t)t->data % 16 == 0;
+    for (int32_t n = 0; n < t->ndim - 1; n++)
+        aligned = aligned && (t->shape[n] <= 1 || t->stride[n] * 2 % 16 == 0);
+    return aligned;
+}
+
+static mask_search search_of(const hpa_plan *plan, const hpa_inputs *in, const hpa_mask *m,
+                             const mask_launch *launch, const mask_scratch *scratch)
+{
+    mask_search search = {};
+    search.g = plan->geometry;
+    search.mask = *m;
+    search.q = rows_of(&in->q, plan->geometry.packed);
+    search.k = rows_of(&in->k, plan->geometry.packed);
+    search.by_16_bytes = begins_by_16_bytes(&in->q) && begins_by_16_bytes(&in->k);
+    while ((int64_t)1 << search.block_k_log2 < plan->geometry.block_k)
+        search.block_k_log2++;
+    search.list_room = (int32_t)launch->list_room;
+    search.query_room = (int32_t)launch->query_room;
+    search.keys_offset = (int32_t)launch->keys_offset;
+    search.lists_offset = (int32_t)launch->lists_offset;
+    search.far_lists = scratch->far_lists;
+    search.far_lists_bytes = launch->far_lists_bytes;
+    return search;
+}
+
+static hpa_status build(const hpa_plan *plan, const hpa_inputs *in, void *mask,
+                        const hpa_exec *exec)
+{
+    const hpa_mask m = hpa_mask_at(&plan->geometry, mask);
+    const mask_launch launch = choose_launch(plan);
+    hpa_arena arena = {};
+    arena.base = exec ? (unsigned char *)exec->scratch : nullptr;
+    const mask_scratch scratch = take_scratch(plan, &launch, &arena);
+    const mask_search search = search_of(plan, in, &m, &launch, &scratch);
+    HPA_TRY(hpa_mask_begin_cuda(&plan->geometry, in, &m, hpa_cuda_stream(exec)));
+    HPA_TRY(hpa_cuda_launch("mask_build_kernel", launch.variant->kernel, (unsigned)launch.blocks,
+                            (unsigned)launch.threads, (size_t)launch.shared_bytes,
+                            hpa_cuda_stream(exec), search));
+    if (!plan->geometry.training)
+        return HPA_OK;
+    return hpa_mask_transpose_cuda(&plan->geometry, &m, scratch.scan, hpa_cuda_stream(exec));
+}
+
+static hpa_status mask_build_cuda(const hpa_plan *plan, const hpa_inputs *in, void *mask,
+                                  const hpa_exec *exec)
+{
+    int32_t before;
+    HPA_TRY(hpa_cuda_enter(plan->cuda.id, &before));
+    return hpa_cuda_leave(before, build(plan, in, mask, exec));
+}
+
+const hpa_mask_kernel hpa_mask_simt = {"mask_simt", scratch_bytes, mask_build_cuda};
+const hpa_mask_kernel hpa_mask_mma = {"mask_mma", scratch_bytes, mask_build_cuda};

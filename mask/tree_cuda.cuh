@@ -1,0 +1,297 @@
+/* The tree of one mask row, searched by one block of threads: nodes, their split, the choice of the
+ * best, and the row that comes out. mask_ref.c says the same in plain loops. How children are scored
+ * is for score_*.cuh. */
+#ifndef HPA_MASK_TREE_CUDA_CUH
+#define HPA_MASK_TREE_CUDA_CUH
+
+#include "core/cuda/rows.cuh"
+#include "mask/rules.h"
+
+/* What every row needs; passed by value to the kernel. */
+struct mask_search {
+    hpa_geometry g;
+    hpa_mask mask;
+    tensor_rows q, k;
+    bool by_16_bytes; /* rows of q and k begin at multiples of 16 bytes */
+    int32_t block_k_log2;
+    int32_t list_room;        /* children that a row can have */
+    int32_t query_room;       /* queries that shared memory holds at a time */
+    int32_t keys_offset;      /* bytes of shared memory before the tile of keys */
+    int32_t lists_offset;     /* bytes of shared memory before the lists, unless they are in ... */
+    unsigned char *far_lists; /* ... scratch: far_lists_bytes for each block */
+    int64_t far_lists_bytes;
+};
+
+/* The row that a block of threads works on. */
+struct mask_row {
+    hpa_sequence sequence;
+    hpa_row_sets sets;
+    int64_t mask_head, query_block;
+    int64_t index;
+    int32_t sampled; /* queries of one head that take part */
+    int32_t queries; /* of all heads that share the row */
+    bool exists;
+};
+
+/* Row number `index` of the mask, counting slots that no sequence fills. */
+__device__ __forceinline__ mask_row find_mask_row(const mask_search &search, int64_t index)
+{
+    const hpa_geometry &g = search.g;
+    mask_row row = {};
+    row.index = index;
+    const int64_t batch = hpa_batch_of_row(&g, search.mask.cu_seqlens_q, index);
+    row.sequence = sequence_of(g, search.mask, batch);
+    const hpa_sequence &s = row.sequence;
+    const int64_t local = index - g.mask_heads * s.row_start;
+    row.mask_head = local / s.row_slots;
+    row.query_block = local % s.row_slots;
+    row.exists = row.mask_head < g.mask_heads && row.query_block < s.query_blocks;
+    if (!row.exists)
+        return row;
+    row.sets = hpa_row_sets_of(&g, &s, row.query_block);
+    const int64_t queries = hpa_block_end(row.query_block, g.block_q, s.q_length) -
+                            hpa_block_begin(row.query_block, g.block_q);
+    row.sampled = (int32_t)hpa_ceil_div(queries, g.query_stride);
+    row.queries = row.sampled * (int32_t)g.mask_group;
+    return row;
+}
+
+/* Scores as unsigned numbers in the same order, -0 being +0. All are above 0, the score of a child
+ * that nothing was compared with. */
+__device__ __forceinline__ uint32_t ordered_bits(float score)
+{
+    const uint32_t bits = __float_as_uint(score + 0.0f);
+    return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+
+__device__ __forceinline__ unsigned long long ordered_bits(double score)
+{
+    const unsigned long long bits = (unsigned long long)__double_as_longlong(score + 0.0);
+    return bits >> 63 ? ~bits : bits | 0x8000000000000000ull;
+}
+
+/* Children of one level, ascending: candidates [begin, begin + size), and their scores. Two levels
+ * take turns, since the next is written while this one is read. */
+template <typename Score> struct node_lists {
+    int32_t *begin[2], *size[2];
+    Score *score;
+};
+
+template <typename Score> __host__ __device__ constexpr int64_t node_bytes()
+{
+    return 4 * sizeof(int32_t) + sizeof(Score);
+}
+
+template <typename Score>
+__device__ __forceinline__ node_lists<Score> take_lists(unsigned char *memory, int32_t room)
+{
+    node_lists<Score> lists;
+    lists.score = reinterpret_cast<Score *>(memory);
+    lists.begin[0] = reinterpret_cast<int32_t *>(lists.score + room);
+    lists.begin[1] = lists.begin[0] + room;
+    lists.size[0] = lists.begin[1] + room;
+    lists.size[1] = lists.size[0] + room;
+    return lists;
+}
+
+/* One level as the scoring sees it. */
+template <typename Score> struct tree_level {
+    const int32_t *begin, *size;
+    Score *score; /* in: 0; out: ordered_bits of the best product of each child */
+    int32_t n_children;
+    uint32_t tokens; /* representatives of the widest child; others repeat their last */
+    int32_t wanted;  /* rep_tokens or leaf_tokens */
+};
+
+/* Writes the children of the nodes that the search starts with, and returns their number. Sizes of
+ * nodes differ by one at most, so that either all are split or every child is one candidate. */
+__device__ __forceinline__ int32_t first_children(const hpa_geometry &g, int64_t candidates,
+                                                  int32_t *begin, int32_t *size)
+{
+    const int64_t nodes = hpa_first_nodes(&g, candidates);
+    const bool all_single = candidates < 2 * nodes;
+    const int32_t count = (int32_t)(all_single ? candidates : nodes);
+    for (int32_t n = (int32_t)threadIdx.x; n < count; n += (int32_t)blockDim.x) {
+        if (all_single) {
+            begin[n] = n;
+            size[n] = 1;
+            continue;
+        }
+        const int64_t from = hpa_first_node_begin(n, nodes, candidates);
+        const int64_t to = hpa_first_node_begin(n + 1, nodes, candidates);
+        const int64_t middle = hpa_node_middle(from, to);
+        begin[2 * n] = (int32_t)from;
+        size[2 * n] = (int32_t)(middle - from);
+        begin[2 * n + 1] = (int32_t)middle;
+        size[2 * n + 1] = (int32_t)(to - middle);
+    }
+    return all_single ? count : 2 * count;
+}
+
+/* Child and key of representative number `number` of a level, children laid end to end with
+ * level.tokens each. hpa_representative_key with narrow divisions where they do. */
+template <typename Score>
+__device__ __forceinline__ void find_representative(const mask_search &search, const mask_row &row,
+                                                    const tree_level<Score> &level, uint32_t number,
+                                                    int32_t *child, int32_t *key)
+{
+    *child = (int32_t)(number / level.tokens);
+    const uint32_t in_child = number % level.tokens;
+    const int32_t begin = level.begin[*child], size = level.size[*child];
+    const int64_t length = (int64_t)size << search.block_k_log2;
+    const uint32_t count = (uint32_t)hpa_min(level.wanted, length);
+    const uint64_t n = min(in_child, count - 1);
+    const uint64_t dividend = (2 * n + 1) * (uint64_t)length;
+    const int64_t token = dividend >> 32 ? (int64_t)(dividend / (2 * (uint64_t)count))
+                                         : (int64_t)((uint32_t)dividend / (2 * count));
+    const int64_t block = hpa_candidate_block(&row.sets, begin + (token >> search.block_k_log2));
+    const int64_t in_block = token & (search.g.block_k - 1);
+    *key = (int32_t)hpa_min((block << search.block_k_log2) + in_block, row.sequence.kv_length - 1);
+}
+
+/* Shared by the threads that choose. */
+struct choice {
+    int32_t histogram[256];
+    int32_t digit, above, equal; /* the digit of the last child kept, children above it and at it */
+    int32_t kept, children;
+};
+
+/* Which children are kept: those above `lowest`, and the first `ties` of those equal to it. */
+template <typename Score> struct cut {
+    Score lowest;
+    int32_t ties;
+};
+
+/* Finds the digit at which the count of children, from the highest digit down, reaches `wanted`. One
+ * warp; lane l looks at digits 255 - 8 l ... 248 - 8 l. */
+__device__ __forceinline__ void find_digit(choice *shared, int32_t wanted)
+{
+    const int lane = (int)threadIdx.x % 32;
+    const int32_t *mine = shared->histogram + 248 - 8 * lane;
+    int32_t sum = 0;
+#pragma unroll
+    for (int n = 0; n < 8; n++)
+        sum += mine[n];
+    int32_t through = sum;
+#pragma unroll
+    for (int step = 1; step < 32; step *= 2) {
+        const int32_t other = __shfl_up_sync(0xffffffffu, through, step);
+        through += lane >= step ? other : 0;
+    }
+    int32_t above = through - sum;
+    if (above >= wanted || through < wanted)
+        return;
+    int n = 7;
+    for (; above + mine[n] < wanted; n--)
+        above += mine[n];
+    shared->digit = 248 - 8 * lane + n;
+    shared->above = above;
+    shared->equal = mine[n];
+}
+
+/* The best `keep` of n: a radix selection, 8 bits of the score at a time from the highest. */
+template <typename Score>
+__device__ __forceinline__ cut<Score> find_cut(const Score *score, int32_t n, int32_t keep,
+                                               choice *shared)
+{
+    if (n <= keep)
+        return {0, INT32_MAX};
+    Score prefix = 0, known = 0; /* digits found, and the bits that they cover */
+    for (int shift = 8 * (int)sizeof(Score) - 8; shift >= 0; shift -= 8) {
+        for (int i = (int)threadIdx.x; i < 256; i += (int)blockDim.x)
+            shared->histogram[i] = 0;
+        __syncthreads();
+        for (int32_t i = (int32_t)threadIdx.x; i < n; i += (int32_t)blockDim.x)
+            if ((score[i] & known) == prefix)
+                atomicAdd(&shared->histogram[score[i] >> shift & 255], 1);
+        __syncthreads();
+        if (threadIdx.x < 32)
+            find_digit(shared, keep);
+        __syncthreads();
+        prefix |= (Score)shared->digit << shift;
+        known |= (Score)255 << shift;
+        keep -= shared->above;
+        if (keep == shared->equal) /* all with these digits are kept, whatever the others */
+            return prefix == 0 ? cut<Score>{0, INT32_MAX} : cut<Score>{prefix - 1, 0};
+        __syncthreads();
+    }
+    return {prefix, keep};
+}
+
+/* Writes the children that are kept, in their order: split for the next level, or whole when this
+ * level is the last. One warp; the numbers of both are left in *shared. */
+template <typename Score>
+__device__ __forceinline__ void keep_and_split(const tree_level<Score> &level, cut<Score> limit,
+                                               bool last, int32_t *next_begin, int32_t *next_size,
+                                               choice *shared)
+{
+    const uint32_t lane = threadIdx.x % 32, before = (1u << lane) - 1;
+    int32_t ties = 0, written = 0;
+    for (int32_t first = 0; first < level.n_children; first += 32) {
+        const int32_t i = first + (int32_t)lane;
+        const bool exists = i < level.n_children;
+        const Score score = exists ? level.score[i] : 0;
+        const int32_t begin = exists ? level.begin[i] : 0, size = exists ? level.size[i] : 0;
+        const uint32_t tied = __ballot_sync(0xffffffffu, exists && score == limit.lowest);
+        const bool keep =
+            exists && (score > limit.lowest ||
+                       (score == limit.lowest && ties + __popc(tied & before) < limit.ties));
+        const bool split = keep && !last && size > 1;
+        const uint32_t kept = __ballot_sync(0xffffffffu, keep);
+        const uint32_t twice = __ballot_sync(0xffffffffu, split);
+        const int32_t at = written + __popc(kept & before) + __popc(twice & before);
+        if (keep) {
+            const int32_t half = (int32_t)hpa_node_middle(begin, begin + size) - begin;
+            next_begin[at] = begin;
+            next_size[at] = split ? half : size;
+            if (split) {
+                next_begin[at + 1] = begin + half;
+                next_size[at + 1] = size - half;
+            }
+        }
+        ties += __popc(tied);
+        written += __popc(kept) + __popc(twice);
+    }
+    if (lane == 0)
+        shared->children = written;
+}
+
+/* The row's blocks, ascending: sinks, chosen before the window, window, chosen after it. chosen are
+ * candidates, ascending; chosen null: every candidate is kept. */
+__device__ __forceinline__ void write_row(const mask_search &search, const mask_row &row,
+                                          const int32_t *chosen, int32_t n_chosen)
+{
+    const hpa_row_sets &sets = row.sets;
+    int32_t *blocks = search.mask.row_blocks + row.index * search.g.capacity;
+    int32_t *length = search.mask.row_length + row.index;
+    const int32_t step = (int32_t)blockDim.x;
+    if (!chosen) {
+        for (int32_t n = (int32_t)threadIdx.x; n < sets.visible; n += step)
+            blocks[n] = n;
+        if (threadIdx.x == 0)
+            *length = (int32_t)sets.visible;
+        return;
+    }
+    const int32_t sinks = (int32_t)sets.sink_end;
+    const int32_t window_begin = (int32_t)hpa_max(sets.window_begin, sets.sink_end);
+    const int32_t window = (int32_t)hpa_max(0, sets.window_end - window_begin);
+    int32_t left = 0, end = n_chosen; /* how many of chosen lie before the window */
+    while (left < end) {
+        const int32_t middle = (left + end) / 2;
+        if (chosen[middle] < sets.left)
+            left = middle + 1;
+        else
+            end = middle;
+    }
+    for (int32_t n = (int32_t)threadIdx.x; n < sinks; n += step)
+        blocks[n] = n;
+    for (int32_t n = (int32_t)threadIdx.x; n < window; n += step)
+        blocks[sinks + left + n] = window_begin + n;
+    for (int32_t n = (int32_t)threadIdx.x; n < n_chosen; n += step)
+        blocks[sinks + n + (n < left ? 0 : window)] =
+            (int32_t)hpa_candidate_block(&sets, chosen[n]);
+    if (threadIdx.x == 0)
+        *length = sinks + window + n_chosen;
+}
+
+#endif
