@@ -177,6 +177,8 @@ static hpa_status create_written(struct attention *attention, int which,
     return status;
 }
 
+enum { N_INPUTS = 5 }; /* q, k, v, d_out and d_lse */
+
 static hpa_status create_tensors(struct attention *attention)
 {
     const hpa_desc *desc = &attention->desc;
@@ -197,15 +199,15 @@ static hpa_status create_tensors(struct attention *attention)
         struct tensor *tensor;
         const struct tensor_form *form;
         const double *values;
-    } inputs[] = {{&attention->q, &query, problem->q},
-                  {&attention->k, &key, problem->k},
-                  {&attention->v, &key, problem->v},
-                  {&attention->d_out, &query, problem->d_out},
-                  {&attention->d_lse, &lse, problem->d_lse}};
+    } inputs[N_INPUTS] = {{&attention->q, &query, problem->q},
+                          {&attention->k, &key, problem->k},
+                          {&attention->v, &key, problem->v},
+                          {&attention->d_out, &query, problem->d_out},
+                          {&attention->d_lse, &lse, problem->d_lse}};
     const struct tensor_form *written[N_WRITTEN] = {&query, &lse, &query, &key, &key};
 
     hpa_status status = HPA_OK;
-    for (size_t n = 0; n < sizeof inputs / sizeof *inputs && status == HPA_OK; n++)
+    for (int n = 0; n < N_INPUTS && status == HPA_OK; n++)
         status = create_input(attention, inputs[n].tensor, inputs[n].form, inputs[n].values);
     for (int n = 0; n < N_WRITTEN && status == HPA_OK; n++)
         status = create_written(attention, n, written[n]);
@@ -231,9 +233,9 @@ static hpa_status set_stage(struct attention *attention, const int32_t *cu_seqle
 
 static void strike_stage(struct attention *attention)
 {
-    struct tensor *inputs[] = {&attention->q, &attention->k, &attention->v, &attention->d_out,
-                               &attention->d_lse};
-    for (size_t n = 0; n < sizeof inputs / sizeof *inputs; n++)
+    struct tensor *const inputs[N_INPUTS] = {&attention->q, &attention->k, &attention->v,
+                                             &attention->d_out, &attention->d_lse};
+    for (int n = 0; n < N_INPUTS; n++)
         tensor_destroy(inputs[n]);
     for (int n = 0; n < N_WRITTEN; n++) {
         tensor_destroy(&attention->written[n]);

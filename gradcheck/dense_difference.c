@@ -26,7 +26,8 @@ struct meeting {
     int64_t row; /* token * heads_q + head */
     double s;
     double c;
-    double e; /* of one key with its rows only */
+    double e;        /* of one key with its rows only */
+    const double *k; /* [head_dim] */
 };
 
 struct dense_difference {
@@ -37,7 +38,6 @@ struct dense_difference {
     int64_t *sequence_of_q;   /* [tokens_q] */
     int64_t *sequence_of_kv;  /* [tokens_kv] */
     struct meeting *meetings; /* of one row with its keys, or of one key with its rows */
-    const double **keys;      /* the k of each meeting of a row */
     int64_t n_meetings;
     int64_t met_row; /* whose meetings they are: one of the two, the other is -1 */
     int64_t met_key;
@@ -67,6 +67,7 @@ static struct meeting meet(const struct problem *problem, int64_t b, int64_t hea
         .row = query / D,
         .s = problem->scale * dot(problem->q + query, problem->k + key, D),
         .c = dot(problem->d_out + query, problem->v + key, D),
+        .k = problem->k + key,
     };
 }
 
@@ -75,14 +76,10 @@ static void meet_keys(struct dense_difference *difference, int64_t row)
     const struct problem *problem = difference->problem;
     int64_t token = row / problem->heads_q, head = row % problem->heads_q;
     int64_t b = difference->sequence_of_q[token], i = token - problem->start_q[b];
-    int64_t head_kv = head / (problem->heads_q / problem->heads_kv), n = 0;
-    for (int64_t j = 0; j < problem_keys(problem, b); j++) {
-        if (!problem_visible(problem, b, head, i, j))
-            continue;
-        difference->meetings[n] = meet(problem, b, head, i, j);
-        difference->keys[n] = problem->k + problem_key_row(problem, b, head_kv, j);
-        n++;
-    }
+    int64_t n = 0;
+    for (int64_t j = 0; j < problem_keys(problem, b); j++)
+        if (problem_visible(problem, b, head, i, j))
+            difference->meetings[n++] = meet(problem, b, head, i, j);
     difference->n_meetings = n;
     difference->met_row = row;
     difference->met_key = -1;
@@ -113,10 +110,11 @@ static struct row sum_row(const struct dense_difference *difference, double step
     double move = difference->problem->scale * step;
     int64_t d = difference->moving;
     for (int64_t n = 0; n < difference->n_meetings; n++)
-        row.largest = fmax(row.largest, difference->meetings[n].s + move * difference->keys[n][d]);
+        row.largest =
+            fmax(row.largest, difference->meetings[n].s + move * difference->meetings[n].k[d]);
     for (int64_t n = 0; n < difference->n_meetings; n++) {
         const struct meeting *meeting = &difference->meetings[n];
-        double e = exp(meeting->s + move * difference->keys[n][d] - row.largest);
+        double e = exp(meeting->s + move * difference->meetings[n].k[d] - row.largest);
         row.Z += e;
         row.N += e * meeting->c;
     }
@@ -238,12 +236,11 @@ struct dense_difference *dense_difference_create(const struct problem *problem, 
         .sequence_of_q = calloc((size_t)problem->tokens_q + 1, sizeof(int64_t)),
         .sequence_of_kv = calloc((size_t)problem->tokens_kv + 1, sizeof(int64_t)),
         .meetings = calloc(most, sizeof(struct meeting)),
-        .keys = calloc(most, sizeof(const double *)),
         .met_row = -1,
         .met_key = -1,
     };
     if (!difference->rows || !difference->sequence_of_q || !difference->sequence_of_kv ||
-        !difference->meetings || !difference->keys) {
+        !difference->meetings) {
         dense_difference_destroy(difference);
         return NULL;
     }
@@ -261,6 +258,5 @@ void dense_difference_destroy(struct dense_difference *difference)
     free(difference->sequence_of_q);
     free(difference->sequence_of_kv);
     free(difference->meetings);
-    free(difference->keys);
     free(difference);
 }

@@ -140,8 +140,7 @@ hpa_status problem_create(struct problem *problem, const hpa_desc *desc,
     hpa_status status = HPA_OUT_OF_MEMORY;
     if (problem->start_q && problem->start_kv && problem->first_row) {
         set_sequences(problem, desc, cu_seqlens_q, cu_seqlens_kv);
-        problem->kept =
-            calloc((size_t)(problem_mask_rows(problem) * problem->key_blocks) + 1, sizeof(char));
+        problem->kept = calloc((size_t)(problem_mask_rows(problem) * problem->key_blocks) + 1, 1);
         status = problem->kept ? HPA_OK : HPA_OUT_OF_MEMORY;
     }
     if (status == HPA_OK)

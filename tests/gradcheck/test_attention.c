@@ -67,7 +67,7 @@ START_TEST(causal)
     ck_assert_int_eq(report.n_results, (int)(sizeof names / sizeof *names));
     for (int32_t n = 0; n < report.n_results; n++)
         ck_assert_str_eq(report.results[n].name, names[n]);
-    ck_assert_int_eq(report.results[0].elements, 4 * 129 * 16);
+    ck_assert_int_eq(report.results[0].elements, INT64_C(4) * 129 * 16);
     ck_assert_int_eq(report.results[0].ndim, 4);
 }
 END_TEST
@@ -92,10 +92,10 @@ START_TEST(empty_rows_have_a_line)
     ck_assert_msg(report.passed, "%s", report.message);
     ck_assert(has_result(&report, "empty rows"));
     const hpa_gradcheck_result *lse = &report.results[1];
-    ck_assert_int_eq(lse->elements, 4 * 129);
-    ck_assert_int_eq(lse->checked, 4 * 70);
+    ck_assert_int_eq(lse->elements, INT64_C(4) * 129);
+    ck_assert_int_eq(lse->checked, INT64_C(4) * 70);
     const hpa_gradcheck_result *empty = &report.results[report.n_results - 2];
-    ck_assert_int_eq(empty->checked, 4 * 59 * (16 + 1 + 16));
+    ck_assert_int_eq(empty->checked, INT64_C(4) * 59 * (16 + 1 + 16));
 }
 END_TEST
 

@@ -10,6 +10,9 @@
 
 /* A user's own attention */
 
+static const int64_t q_elements = (int64_t)OWN_HEADS * OWN_QUERIES * OWN_DIM;
+static const int64_t k_elements = (int64_t)OWN_KEYS * OWN_DIM;
+
 static hpa_gradcheck_report check_own(enum own_fault fault)
 {
     struct own_attention attention;
@@ -30,9 +33,9 @@ START_TEST(own_attention_agrees)
     ck_assert_str_eq(report.message, "");
     ck_assert_int_eq(report.n_results, 3);
     ck_assert_str_eq(report.results[1].name, "k");
-    ck_assert_int_eq(report.results[0].checked, OWN_HEADS * OWN_QUERIES * OWN_DIM);
+    ck_assert_int_eq(report.results[0].checked, q_elements);
     ck_assert_int_eq(report.results[0].directions, 0);
-    ck_assert_int_eq(report.checked, OWN_HEADS * OWN_QUERIES * OWN_DIM + 2 * OWN_KEYS * OWN_DIM);
+    ck_assert_int_eq(report.checked, q_elements + 2 * k_elements);
     ck_assert(report.max_rel_error < 1e-5);
 }
 END_TEST
@@ -129,7 +132,7 @@ static hpa_tensor even_places(double *data)
                         .dtype = HPA_F64,
                         .ndim = 2,
                         .shape = {WIDE / 2, WIDE / 2},
-                        .stride = {2 * WIDE, 2}};
+                        .stride = {INT64_C(2) * WIDE, 2}};
 }
 
 START_TEST(strided_views)
@@ -146,7 +149,7 @@ START_TEST(strided_views)
                                  even_places(&gradient.x[0][0])};
     ck_assert_int_eq(hpa_gradcheck_loss(strided_loss, &strided, &input, 1, NULL, &report), HPA_OK);
     ck_assert_msg(report.passed, "%s", report.message);
-    ck_assert_int_eq(report.results[0].checked, WIDE * WIDE / 4);
+    ck_assert_int_eq(report.results[0].checked, 9);
 
     gradient.x[4][2] += 0.1;
     ck_assert_int_eq(hpa_gradcheck_loss(strided_loss, &strided, &input, 1, NULL, &report), HPA_OK);
