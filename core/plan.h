@@ -48,10 +48,10 @@ struct hpa_plan {
     char description[1024];
 };
 
-/* Each writes *kernel, or fails with the reason. desc is checked already. */
+/* Each writes *kernel, or fails with the reason. The plan's description and device are known. */
 hpa_status hpa_mask_select(const hpa_desc *desc, const hpa_mask_kernel **kernel);
-hpa_status hpa_forward_select(const hpa_desc *desc, const hpa_forward_kernel **kernel);
-hpa_status hpa_backward_select(const hpa_desc *desc, const hpa_backward_kernel **kernel);
+hpa_status hpa_forward_select(const hpa_plan *plan, const hpa_forward_kernel **kernel);
+hpa_status hpa_backward_select(const hpa_plan *plan, const hpa_backward_kernel **kernel);
 
 #ifdef __cplusplus
 }

@@ -2,9 +2,36 @@
 #include "core/check.h"
 #include "forward/kernels.h"
 
-hpa_status hpa_forward_select(const hpa_desc *desc, const hpa_forward_kernel **kernel)
+#ifdef HPA_WITH_CUDA
+/* What a kernel serves; 0: any. The first row that fits is taken. */
+typedef struct cuda_row {
+    int32_t dtype;
+    int64_t head_dim;
+    int32_t minimum_architecture;
+    const hpa_forward_kernel *kernel;
+} cuda_row;
+
+#define MMA_ROW(dtype, name, type, head_dim) \
+    {dtype, head_dim, 80, &hpa_forward_mma_##name##_##head_dim},
+static const cuda_row cuda_rows[] = {HPA_MMA_INSTANCES(MMA_ROW){0, 0, 0, &hpa_forward_simt}};
+
+static const hpa_forward_kernel *select_cuda(const hpa_plan *plan)
 {
-    *kernel = desc->reference ? &hpa_forward_ref : &hpa_forward_cpu;
+    for (const cuda_row *row = cuda_rows;; row++)
+        if ((row->dtype == 0 || row->dtype == (int32_t)plan->desc.dtype) &&
+            (row->head_dim == 0 || row->head_dim == plan->desc.head_dim) &&
+            row->minimum_architecture <= plan->cuda.architecture)
+            return row->kernel;
+}
+#endif
+
+hpa_status hpa_forward_select(const hpa_plan *plan, const hpa_forward_kernel **kernel)
+{
+    *kernel = plan->desc.reference ? &hpa_forward_ref : &hpa_forward_cpu;
+#ifdef HPA_WITH_CUDA
+    if (plan->desc.device == HPA_CUDA)
+        *kernel = select_cuda(plan);
+#endif
     return HPA_OK;
 }
 

@@ -2,10 +2,25 @@
 #ifndef HPA_FORWARD_KERNELS_H
 #define HPA_FORWARD_KERNELS_H
 
+#include "core/cuda/instances.h"
 #include "core/plan.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 extern const hpa_forward_kernel
     hpa_forward_ref; /* plain loops in double precision: the specification */
 extern const hpa_forward_kernel hpa_forward_cpu; /* all cores, vectorised */
 
+/* CUDA */
+extern const hpa_forward_kernel hpa_forward_simt; /* any dtype and head_dim */
+#define HPA_DECLARE(dtype, name, type, head_dim) \
+    extern const hpa_forward_kernel hpa_forward_mma_##name##_##head_dim;
+HPA_MMA_INSTANCES(HPA_DECLARE) /* tensor cores of sm_80 and later */
+#undef HPA_DECLARE
+
+#ifdef __cplusplus
+}
+#endif
 #endif

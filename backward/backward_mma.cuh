@@ -1,0 +1,745 @@
+/* The backward pass on the tensor cores of sm_80 and later, f16 and bf16, without atomics.
+ *
+ * Two kernels, each recomputing p from q, k and lse, so that every sum has one owner and one order:
+ *
+ *   queries   a block owns up to 128 queries of one head and walks over the row's key blocks:
+ *               s = q k^T    dp = dO v^T    ds = p (dp - delta)    dq += ds k
+ *   keys      a block owns up to 64 keys of one key block and walks over the query blocks that keep
+ *             it, in all query heads of the group (columns.cuh):
+ *               s^T = k q^T    dp^T = v dO^T    dv += p^T dO    dk += ds^T q
+ *
+ * Seven products instead of the five of a backward that adds dq up with atomics: the price of
+ * gradients that are equal bit by bit. s, p, dp and ds never leave registers.
+ *
+ * Rows are read 16 bytes at a time. Tensors whose rows do not begin at multiples of that are left to
+ * backward_simt, which needs the same scratch. */
+#ifndef HPA_BACKWARD_MMA_CUH
+#define HPA_BACKWARD_MMA_CUH
+
+#include "backward/columns.cuh"
+#include "backward/kernels.h"
+#include "backward/row_stats.cuh"
+#include "core/cuda/store.cuh"
+#include "core/cuda/tiling.h"
+#include "core/cuda/visible.cuh"
+
+namespace
+{
+
+using stats_pair = row_stats<float>;
+
+struct backward_arguments {
+    hpa_geometry geometry;
+    hpa_mask mask;
+    column_plan plan;
+    tensor_rows q, k, v, d_out, dq, dk, dv;
+    const stats_pair *stats; /* [heads_q][total_q] */
+    int tiles_per_block;     /* of a query block, or of a key block */
+    int tile_tokens;         /* queries, or keys, of a thread block */
+    float scale, scale_log2;
+    bool accumulate;
+};
+
+/* Queries: dq */
+
+template <int D> struct queries_shape {
+    static constexpr int groups = D <= 128 ? 2 : 1; /* of 16 queries, in a warp */
+    static constexpr int keys = 32;
+    static constexpr int parts = keys / PART_TOKENS;
+    static constexpr int key_tile_bytes = keys * tile_row_bytes<D>;
+    static constexpr int max_warps = 4;
+
+    static size_t shared_bytes(int queries)
+    {
+        return (size_t)(2 * queries * tile_row_bytes<D> + 4 * key_tile_bytes) +
+               sizeof(gather_ring<parts>);
+    }
+};
+
+template <int D>
+using query_scores = float[queries_shape<D>::groups][queries_shape<D>::keys / 8][4];
+template <int D> using query_sums = float[queries_shape<D>::groups][D / 8][4];
+template <int D> using query_stats = stats_pair[queries_shape<D>::groups][2];
+
+/* Keys with values that are not finite: their share of dq, 0 times NaN included, goes to the rows
+ * that see them and to no others. */
+template <typename T, int D>
+__device__ __forceinline__ void set_apart_keys(query_sums<D> &dq, uint32_t k_tile,
+                                               const int32_t *first, const visible_range &range)
+{
+    using shape = queries_shape<D>;
+#pragma unroll 1
+    for (int column = 0; column < shape::keys; column++)
+        add_not_finite<T, D, shape::groups>(dq, k_tile + column * tile_row_bytes<D>, [&](int row) {
+            return token_of(first, column) < visible_of(range, 8 * row);
+        });
+    __syncthreads();
+    make_share_finite<T, D>(k_tile, shape::keys);
+    __syncthreads();
+}
+
+/* s becomes ds = p (dp - delta), p = exp(scale s - lse) */
+template <int D>
+__device__ __forceinline__ void differentiate(query_scores<D> &s, const query_scores<D> &dp,
+                                              const query_stats<D> &stats, float scale_log2)
+{
+    using shape = queries_shape<D>;
+#pragma unroll
+    for (int n = 0; n < shape::groups; n++)
+#pragma unroll
+        for (int c = 0; c < shape::keys / 8; c++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const stats_pair &row = stats[n][i / 2];
+                const float p = exp2_fast(fmaf(s[n][c][i], scale_log2, -row.lse));
+                s[n][c][i] = p * (dp[n][c][i] - row.delta);
+            }
+}
+
+/* dq += ds k */
+template <typename T, int D>
+__device__ __forceinline__ void add_keys(query_sums<D> &dq, const query_scores<D> &ds,
+                                         uint32_t k_lane)
+{
+    using shape = queries_shape<D>;
+#pragma unroll
+    for (int part = 0; part < shape::parts; part++) {
+        uint32_t left[shape::groups][4];
+#pragma unroll
+        for (int n = 0; n < shape::groups; n++)
+            sums_to_left<T>(left[n], ds[n][2 * part], ds[n][2 * part + 1]);
+        multiply_rows<T, D, shape::groups>(dq, left, k_lane, part);
+    }
+}
+
+template <typename T, int D>
+__global__ void __launch_bounds__(32 * queries_shape<D>::max_warps, D <= 128 ? 2 : 1)
+    backward_queries_kernel(const __grid_constant__ backward_arguments x)
+{
+    using shape = queries_shape<D>;
+    extern __shared__ uint4 shared[];
+    const hpa_geometry &g = x.geometry;
+    __shared__ query_tile tile; /* shared, to leave the registers to the sums */
+    __shared__ block_list list;
+    if (threadIdx.x == 0) {
+        if (find_query_tile(g, x.mask, work_index(), x.tiles_per_block, x.tile_tokens, &tile))
+            list = row_list(g, x.mask, tile.sequence, tile.mask_row);
+        else
+            tile.begin = tile.end = 0;
+    }
+    __syncthreads();
+    if (tile.begin == tile.end)
+        return;
+    const hpa_sequence &s = tile.sequence;
+    const int64_t kv_head = tile.head / g.group;
+    const T *k = row_at<const T>(x.k, s.batch, kv_head, s.kv_start, 0);
+    const T *v = row_at<const T>(x.v, s.batch, kv_head, s.kv_start, 0);
+    const int32_t kv_length = (int32_t)s.kv_length;
+
+    const uint32_t q_tile = shared_offset(shared);
+    const uint32_t d_out_tile = q_tile + x.tile_tokens * tile_row_bytes<D>;
+    const uint32_t kv_tiles = d_out_tile + x.tile_tokens * tile_row_bytes<D>;
+    gather_ring<shape::parts> *ring = reinterpret_cast<gather_ring<shape::parts> *>(
+        reinterpret_cast<unsigned char *>(shared) + 2 * x.tile_tokens * tile_row_bytes<D> +
+        4 * shape::key_tile_bytes);
+    const auto k_tile = [&](int32_t t) { return kv_tiles + t % 2 * (2 * shape::key_tile_bytes); };
+    const auto copy_keys = [&](int32_t t) {
+        copy_gathered<D, shape::parts>(k_tile(t), k_tile(t) + shape::key_tile_bytes, k,
+                                       x.k.strides.token, v, x.v.strides.token,
+                                       ring->first[t % GATHER_SLOTS], kv_length);
+    };
+
+    const int32_t tiles = gather_tiles<shape::parts>(list);
+    for (int32_t t = 0; t < 3; t++)
+        begin_entries(ring, list, t);
+    copy_rows<D>(q_tile, x.tile_tokens, row_at<const T>(x.q, s.batch, tile.head, s.q_start, 0),
+                 x.q.strides.token, tile.begin, tile.end);
+    copy_rows<D>(d_out_tile, x.tile_tokens,
+                 row_at<const T>(x.d_out, s.batch, tile.head, s.q_start, 0), x.d_out.strides.token,
+                 tile.begin, tile.end);
+    copy_async_wait();
+    find_parts(ring, list, 0);
+    find_parts(ring, list, 1);
+    __syncthreads();
+    if (tiles > 0)
+        copy_keys(0);
+
+    const int warp_query = (int)(threadIdx.x / 32) * 16 * shape::groups;
+    const int lane_query = warp_query + (int)(threadIdx.x % 32 / 4);
+    const uint32_t warp_offset = warp_query * tile_row_bytes<D>;
+    /* Keys that every query of the tile sees, and keys that some query of the warp sees. */
+    const int32_t all_see = (int32_t)visible_keys(g, s, tile.begin);
+    const int32_t some_see =
+        (int32_t)visible_keys(g, s, tile.begin + warp_query + 16 * shape::groups - 1);
+    const visible_range range = {(int32_t)(hpa_key_position(&s, tile.begin + lane_query) + 1),
+                                 kv_length, g.causal};
+    query_stats<D> stats;
+#pragma unroll
+    for (int n = 0; n < 2 * shape::groups; n++) {
+        const int64_t query = hpa_min(tile.begin + lane_query + 8 * n, tile.end - 1);
+        stats[n / 2][n % 2] = x.stats[flat_query(g, s, tile.head, query)];
+    }
+
+    query_sums<D> dq = {};
+    for (int32_t t = 0; t < tiles; t++) {
+        copy_async_wait();
+        __syncthreads();
+        find_parts(ring, list, t + 2);
+        begin_entries(ring, list, t + 3);
+        if (t + 1 < tiles)
+            copy_keys(t + 1);
+        const int32_t *first = ring->first[t % GATHER_SLOTS];
+        const bool masked = any_part_reaches<shape::parts>(first, all_see);
+        const bool apart = masked && g.causal &&
+                           __syncthreads_or(share_is_not_finite<T, D>(k_tile(t), shape::keys));
+        if (masked && !apart && !any_part_begins_before<shape::parts>(first, some_see))
+            continue;
+        query_scores<D> ds, dp;
+        multiply_tiles<T, D, shape::groups, shape::keys>(
+            ds, q_tile + warp_offset + lane_offset<D>(), k_tile(t) + lane_offset_across<D>());
+        multiply_tiles<T, D, shape::groups, shape::keys>(
+            dp, d_out_tile + warp_offset + lane_offset<D>(),
+            k_tile(t) + shape::key_tile_bytes + lane_offset_across<D>());
+        differentiate<D>(ds, dp, stats, x.scale_log2);
+        if (masked)
+            hide_keys<shape::groups, shape::keys>(ds, 0, first, range);
+        if (apart) {
+            __syncthreads();
+            set_apart_keys<T, D>(dq, k_tile(t), first, range);
+        }
+        add_keys<T, D>(dq, ds, k_tile(t) + lane_offset<D>());
+    }
+    copy_async_wait();
+    __syncthreads();
+    float factor[shape::groups][2];
+#pragma unroll
+    for (int n = 0; n < 2 * shape::groups; n++)
+        factor[n / 2][n % 2] = x.scale;
+    store_rows<T, D, shape::groups>(
+        row_at<T>(x.dq, s.batch, tile.head, s.q_start, tile.begin + warp_query), x.dq.strides.token,
+        (int)(tile.end - tile.begin) - warp_query, dq, factor, x.accumulate, q_tile + warp_offset);
+}
+
+/* Keys: dk and dv */
+
+template <int D> struct keys_shape {
+    static constexpr int queries = D <= 128 ? 64 : 32; /* of a tile */
+    static constexpr int parts = queries / PART_TOKENS;
+    static constexpr int query_tile_bytes = queries * tile_row_bytes<D>;
+    static constexpr int max_warps = 4;
+    static constexpr bool keys_in_registers = D <= 128;
+
+    /* Warps that own 16 keys each, and warps that share the queries of a tile with them. */
+    static int key_warps(const hpa_geometry *g, int64_t device_shared_bytes)
+    {
+        int warps = (int)hpa_min(max_warps, g->block_k / 16);
+        while (warps > 1 && (int64_t)shared_bytes(warps) > device_shared_bytes)
+            warps /= 2;
+        return warps;
+    }
+    static int query_warps(int key_warps)
+    {
+        return (int)hpa_min(max_warps / key_warps, parts);
+    }
+    static size_t shared_bytes(int key_warps)
+    {
+        return (size_t)(2 * 16 * key_warps * tile_row_bytes<D> + 4 * query_tile_bytes) +
+               2 * queries * sizeof(stats_pair);
+    }
+};
+
+/* Which query head and which parts of its query blocks each tile holds. One thread walks over the
+ * group's lists; entries arrive as in gather.cuh. */
+template <int parts> struct query_walk {
+    gather_ring<parts> ring;
+    int32_t inside[GATHER_SLOTS][parts]; /* part of its block; -1: none */
+    int32_t head[GATHER_SLOTS];          /* -1: past the last tile */
+    int64_t at, end;                     /* what is left of the list under way, in column_rows */
+    int64_t skip, left;                  /* entries before and of this thread block's share */
+    int32_t next_head, part;
+};
+
+template <int parts>
+__device__ __forceinline__ void start_walk(query_walk<parts> *walk, const column_work &work,
+                                           int64_t group)
+{
+    walk->at = walk->end = 0;
+    walk->skip = work.begin;
+    walk->left = work.end - work.begin;
+    walk->next_head = (int32_t)(work.column.kv_head * group);
+    walk->part = 0;
+}
+
+/* The next head's list, less what belongs to other thread blocks. */
+template <int parts>
+__device__ __forceinline__ void next_list(query_walk<parts> *walk, const hpa_geometry &g,
+                                          const hpa_mask &m, const key_column &column)
+{
+    const column_list list = list_of(g, m, column, walk->next_head++);
+    const int64_t skipped = hpa_min(walk->skip, list.end - list.begin);
+    walk->skip -= skipped;
+    walk->at = list.begin + skipped;
+    walk->end = hpa_min(list.end, walk->at + walk->left);
+    walk->left -= walk->end - walk->at;
+}
+
+/* Begins the entries of tile t: thread 0 alone. */
+template <int parts>
+__device__ __forceinline__ void walk_on(query_walk<parts> *walk, const hpa_geometry &g,
+                                        const hpa_mask &m, const key_column &column, int32_t t)
+{
+    const int slot = t % GATHER_SLOTS;
+    const int32_t last_head = (int32_t)((column.kv_head + 1) * g.group);
+    while (walk->at == walk->end && walk->left > 0 && walk->next_head < last_head)
+        next_list(walk, g, m, column);
+    walk->head[slot] = walk->at < walk->end ? walk->next_head - 1 : -1;
+    const int32_t parts_per_block = (int32_t)g.block_q / PART_TOKENS;
+    for (int n = 0; n < parts; n++) {
+        const bool exists = walk->at < walk->end;
+        walk->inside[slot][n] = exists ? walk->part : -1;
+        if (!exists)
+            continue;
+        copy_async_4(shared_offset(&walk->ring.block[slot][n]), m.column_rows + walk->at, true);
+        if (++walk->part == parts_per_block) {
+            walk->part = 0;
+            walk->at++;
+        }
+    }
+}
+
+template <int parts>
+__device__ __forceinline__ void find_query_parts(query_walk<parts> *walk, const hpa_geometry &g,
+                                                 const hpa_sequence &s, int32_t t)
+{
+    if (threadIdx.x >= parts)
+        return;
+    const int slot = t % GATHER_SLOTS;
+    const int32_t inside = walk->inside[slot][threadIdx.x];
+    const int32_t block = walk->ring.block[slot][threadIdx.x];
+    walk->ring.first[slot][threadIdx.x] = inside >= 0 && block >= 0 && block < s.query_blocks
+                                              ? block * (int32_t)g.block_q + inside * PART_TOKENS
+                                              : NO_TOKEN;
+}
+
+/* The rows of 16 keys as a left operand: from registers, or from the tile each time. */
+template <int D> struct key_operand {
+    uint32_t left[keys_shape<D>::keys_in_registers ? D / 16 : 1][4];
+    uint32_t lane;
+};
+
+template <int D> __device__ __forceinline__ void hold_keys(key_operand<D> &keys, uint32_t tile_lane)
+{
+    keys.lane = tile_lane;
+    if constexpr (keys_shape<D>::keys_in_registers)
+#pragma unroll
+        for (int d = 0; d < D / 16; d++)
+            load_matrices(keys.left[d], tile_lane + part_offset<D>(0, d));
+}
+
+/* sums(16 keys x 16 queries) = keys(16 x D) * part(16 queries x D)^T */
+template <typename T, int D>
+__device__ __forceinline__ void multiply_keys(float (&sums)[2][4], key_operand<D> &keys,
+                                              uint32_t part_lane_across)
+{
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+        sums[i / 4][i % 4] = 0;
+#pragma unroll
+    for (int d = 0; d < D / 16; d++) {
+        constexpr bool held = keys_shape<D>::keys_in_registers;
+        if constexpr (!held)
+            load_matrices(keys.left[0], keys.lane + part_offset<D>(0, d));
+        uint32_t right[4];
+        load_matrices(right, part_lane_across + part_offset<D>(0, d));
+        multiply_add<T>(sums[0], keys.left[held ? d : 0], right[0], right[1]);
+        multiply_add<T>(sums[1], keys.left[held ? d : 0], right[2], right[3]);
+    }
+}
+
+/* What a lane needs to know of its keys g and g + 8, and of the sequence. */
+struct key_rows {
+    int32_t key;      /* of row g */
+    int32_t position; /* key position of query 0 */
+    int32_t queries;  /* of the sequence */
+    bool causal;
+};
+
+__device__ __forceinline__ bool sees_key(const key_rows &rows, int32_t query, int row)
+{
+    return query < rows.queries && (!rows.causal || rows.key + row <= query + rows.position);
+}
+
+/* p^T and ds^T become 0 where the query does not see the key. */
+__device__ __forceinline__ void hide_queries(float (&p)[2][4], float (&ds)[2][4], int32_t first,
+                                             const key_rows &rows)
+{
+#pragma unroll
+    for (int c = 0; c < 2; c++)
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            if (!sees_key(rows, first + 8 * c + (int)(threadIdx.x % 4) * 2 + i % 2, i / 2 * 8))
+                p[c][i] = ds[c][i] = 0;
+}
+
+/* p^T = exp(scale s^T - lse) in place of s^T, ds^T = p^T (dp^T - delta) in place of dp^T. stats: of
+ * the part's queries. */
+__device__ __forceinline__ void differentiate_part(float (&p)[2][4], float (&ds)[2][4],
+                                                   const stats_pair *stats, float scale_log2)
+{
+#pragma unroll
+    for (int c = 0; c < 2; c++) {
+        const float4 pair = *reinterpret_cast<const float4 *>(stats + 8 * c + threadIdx.x % 4 * 2);
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            p[c][i] = exp2_fast(fmaf(p[c][i], scale_log2, i % 2 ? -pair.z : -pair.x));
+            ds[c][i] = p[c][i] * (ds[c][i] - (i % 2 ? pair.w : pair.y));
+        }
+    }
+}
+
+/* Values of q or dO that are not finite reach the keys that their queries see, and no others. */
+template <typename T, int D>
+__device__ __forceinline__ void set_apart_queries(float (&sums)[1][D / 8][4], uint32_t part_tile,
+                                                  int32_t first, const key_rows &rows)
+{
+#pragma unroll 1
+    for (int n = 0; n < PART_TOKENS; n++)
+        add_not_finite<T, D, 1>(sums, part_tile + n * tile_row_bytes<D>,
+                                [&](int row) { return sees_key(rows, first + n, 8 * row); });
+}
+
+/* 16 x D sums in f32 at `to`: a piece's share of a split column. */
+template <int D>
+__device__ __forceinline__ void store_sums(float *to, const float (&sums)[1][D / 8][4],
+                                           float factor)
+{
+    const int lane = (int)(threadIdx.x % 32);
+#pragma unroll
+    for (int c = 0; c < D / 8; c++)
+#pragma unroll
+        for (int half = 0; half < 2; half++)
+            *reinterpret_cast<float2 *>(to + (8 * half + lane / 4) * D + 8 * c + lane % 4 * 2) =
+                make_float2(sums[0][c][2 * half] * factor, sums[0][c][2 * half + 1] * factor);
+}
+
+/* Adds the sums of the warps that shared the queries, in their order, into those of the first. */
+template <int D>
+__device__ __forceinline__ void join_warps(float (&sums)[1][D / 8][4], float *shared, int key_warps,
+                                           int query_warps)
+{
+    const int warp = (int)(threadIdx.x / 32), lane = (int)(threadIdx.x % 32);
+    for (int from = 1; from < query_warps; from++) {
+        __syncthreads();
+        float *mine = shared + warp % key_warps * 16 * D + lane;
+        if (warp / key_warps == from)
+#pragma unroll
+            for (int i = 0; i < D / 2; i++)
+                mine[32 * i] = sums[0][i / 4][i % 4];
+        __syncthreads();
+        if (warp / key_warps == 0)
+#pragma unroll
+            for (int i = 0; i < D / 2; i++)
+                sums[0][i / 4][i % 4] += mine[32 * i];
+    }
+    __syncthreads();
+}
+
+template <typename T, int D, bool has_dk, bool has_dv>
+__global__ void __launch_bounds__(32 * keys_shape<D>::max_warps, D <= 128 ? 2 : 1)
+    backward_keys_kernel(const __grid_constant__ backward_arguments x)
+{
+    using shape = keys_shape<D>;
+    extern __shared__ uint4 shared[];
+    const hpa_geometry &g = x.geometry;
+    __shared__ column_work work;
+    __shared__ query_walk<shape::parts> walk;
+    __shared__ bool exists;
+    if (threadIdx.x == 0) {
+        exists = find_column_work(g, x.mask, x.plan, work_index() / x.tiles_per_block, &work);
+        if (exists) {
+            start_walk(&walk, work, g.group);
+            for (int32_t t = 0; t < 3; t++)
+                walk_on(&walk, g, x.mask, work.column, t);
+        }
+    }
+    copy_async_wait();
+    __syncthreads();
+    if (!exists)
+        return;
+    const hpa_sequence &s = work.column.sequence;
+    const int64_t kv_head = work.column.kv_head;
+    const int64_t key_in_block = work_index() % x.tiles_per_block * x.tile_tokens;
+    const int64_t first_key = work.column.key_block * g.block_k + key_in_block;
+    const int key_warps = x.tile_tokens / 16, query_warps = (int)(blockDim.x / 32) / key_warps;
+    const int warp = (int)(threadIdx.x / 32);
+    const int warp_key = warp % key_warps * 16, query_warp = warp / key_warps;
+
+    const uint32_t k_tile = shared_offset(shared);
+    const uint32_t v_tile = k_tile + x.tile_tokens * tile_row_bytes<D>;
+    const uint32_t query_tiles = v_tile + x.tile_tokens * tile_row_bytes<D>;
+    unsigned char *after_tiles = reinterpret_cast<unsigned char *>(shared) +
+                                 2 * x.tile_tokens * tile_row_bytes<D> +
+                                 4 * shape::query_tile_bytes;
+    stats_pair *all_stats = reinterpret_cast<stats_pair *>(after_tiles);
+    const auto q_tile = [&](int32_t t) {
+        return query_tiles + t % 2 * (2 * shape::query_tile_bytes);
+    };
+    const auto copy_queries = [&](int32_t t) {
+        const int64_t head = walk.head[t % GATHER_SLOTS];
+        if (head < 0)
+            return;
+        const int32_t *first = walk.ring.first[t % GATHER_SLOTS];
+        copy_gathered<D, shape::parts>(q_tile(t), q_tile(t) + shape::query_tile_bytes,
+                                       row_at<const T>(x.q, s.batch, head, s.q_start, 0),
+                                       x.q.strides.token,
+                                       row_at<const T>(x.d_out, s.batch, head, s.q_start, 0),
+                                       x.d_out.strides.token, first, (int32_t)s.q_length);
+        for (int n = (int)threadIdx.x; n < shape::queries; n += (int)blockDim.x) {
+            const int32_t query = token_of(first, n);
+            const bool is_query = query < s.q_length;
+            copy_async_8(shared_offset(all_stats + t % 2 * shape::queries + n),
+                         x.stats + flat_query(g, s, head, is_query ? query : 0), is_query);
+        }
+    };
+
+    copy_rows<D>(k_tile, x.tile_tokens, row_at<const T>(x.k, s.batch, kv_head, s.kv_start, 0),
+                 x.k.strides.token, first_key, s.kv_length);
+    copy_rows<D>(v_tile, x.tile_tokens, row_at<const T>(x.v, s.batch, kv_head, s.kv_start, 0),
+                 x.v.strides.token, first_key, s.kv_length);
+    find_query_parts(&walk, g, s, 0);
+    find_query_parts(&walk, g, s, 1);
+    copy_async_wait();
+    __syncthreads();
+    copy_queries(0);
+    key_operand<D> k, v;
+    hold_keys<D>(k, k_tile + warp_key * tile_row_bytes<D> + lane_offset<D>());
+    if constexpr (has_dk)
+        hold_keys<D>(v, v_tile + warp_key * tile_row_bytes<D> + lane_offset<D>());
+
+    const key_rows rows = {(int32_t)first_key + warp_key + (int)(threadIdx.x % 32 / 4),
+                           (int32_t)(s.kv_length - s.q_length), (int32_t)s.q_length, g.causal};
+    /* Queries that see every key of the tile begin here. */
+    const int32_t all_seen_from =
+        g.causal ? (int32_t)(hpa_min(first_key + x.tile_tokens, s.kv_length) - 1) - rows.position
+                 : 0;
+    const bool wants_dk = has_dk && x.dk.data, wants_dv = has_dv && x.dv.data;
+    float dk[1][D / 8][4] = {}, dv[1][D / 8][4] = {};
+    for (int32_t t = 0; walk.head[t % GATHER_SLOTS] >= 0; t++) {
+        copy_async_wait();
+        __syncthreads();
+        find_query_parts(&walk, g, s, t + 2);
+        if (threadIdx.x == 0)
+            walk_on(&walk, g, x.mask, work.column, t + 3);
+        copy_queries(t + 1);
+        const int32_t *first = walk.ring.first[t % GATHER_SLOTS];
+        const uint32_t d_out_tile = q_tile(t) + shape::query_tile_bytes;
+        const bool apart =
+            g.causal && any_part_begins_before<shape::parts>(first, all_seen_from) &&
+            __syncthreads_or(share_is_not_finite<T, D>(q_tile(t), 2 * shape::queries));
+        for (int part = query_warp; part < shape::parts; part += query_warps) {
+            const bool masked =
+                first[part] < all_seen_from || first[part] + PART_TOKENS > rows.queries;
+            const int32_t last_query = first[part] + PART_TOKENS - 1;
+            if (!apart && (first[part] == NO_TOKEN ||
+                           (g.causal && last_query + rows.position < first_key + warp_key)))
+                continue;
+            const uint32_t q_part = q_tile(t) + part_offset<D>(part, 0);
+            const uint32_t d_out_part = d_out_tile + part_offset<D>(part, 0);
+            float p[2][4], ds[2][4] = {};
+            multiply_keys<T, D>(p, k, q_part + lane_offset_across<D>());
+            if (wants_dk)
+                multiply_keys<T, D>(ds, v, d_out_part + lane_offset_across<D>());
+            differentiate_part(p, ds, all_stats + t % 2 * shape::queries + part * PART_TOKENS,
+                               x.scale_log2);
+            if (masked)
+                hide_queries(p, ds, first[part], rows);
+            if (apart) {
+                __syncthreads();
+                if (wants_dk)
+                    set_apart_queries<T, D>(dk, q_part, first[part], rows);
+                if (wants_dv)
+                    set_apart_queries<T, D>(dv, d_out_part, first[part], rows);
+                __syncthreads();
+                const uint32_t step = part_offset<D>(part - query_warp, 0);
+                make_share_finite<T, D>(q_tile(t) + step, PART_TOKENS * query_warps);
+                make_share_finite<T, D>(d_out_tile + step, PART_TOKENS * query_warps);
+                __syncthreads();
+            }
+            uint32_t left[4];
+            if (wants_dv) {
+                sums_to_left<T>(left, p[0], p[1]);
+                multiply_rows<T, D>(dv[0], left, d_out_tile + lane_offset<D>(), part);
+            }
+            if (wants_dk) {
+                sums_to_left<T>(left, ds[0], ds[1]);
+                multiply_rows<T, D>(dk[0], left, q_tile(t) + lane_offset<D>(), part);
+            }
+        }
+    }
+    copy_async_wait();
+    __syncthreads();
+    float *joint = reinterpret_cast<float *>(reinterpret_cast<unsigned char *>(shared) +
+                                             2 * x.tile_tokens * tile_row_bytes<D>);
+    const auto store = [&](float(&sums)[1][D / 8][4], const tensor_rows &to, float factor,
+                           int is_dv) {
+        join_warps<D>(sums, joint, key_warps, query_warps);
+        if (query_warp != 0)
+            return;
+        const float factors[1][2] = {{factor, factor}};
+        if (work.sums < 0)
+            store_rows<T, D, 1>(row_at<T>(to, s.batch, kv_head, s.kv_start, first_key + warp_key),
+                                to.strides.token, (int)(s.kv_length - first_key) - warp_key, sums,
+                                factors, x.accumulate, k_tile + warp_key * tile_row_bytes<D>);
+        else
+            store_sums<D>(static_cast<float *>(x.plan.sums) + work.sums * x.plan.sums_each +
+                              (is_dv * g.block_k + key_in_block + warp_key) * D,
+                          sums, factor);
+    };
+    if (wants_dk)
+        store(dk, x.dk, x.scale, 0);
+    if (wants_dv)
+        store(dv, x.dv, 1, 1);
+}
+
+/* Scratch, and the launches */
+
+struct backward_scratch {
+    stats_pair *stats;
+    column_plan columns;
+};
+
+backward_scratch take_scratch(const hpa_geometry *g, hpa_arena *arena)
+{
+    backward_scratch scratch;
+    scratch.stats = HPA_ARENA_ARRAY(arena, stats_pair, g->heads_q * g->total_q);
+    scratch.columns = column_plan_of(g, sizeof(float), arena);
+    return scratch;
+}
+
+size_t backward_mma_scratch(const hpa_plan *plan)
+{
+    hpa_arena arena = {};
+    take_scratch(&plan->geometry, &arena);
+    return arena.used;
+}
+
+template <typename T, int D>
+hpa_status launch_queries(const hpa_plan *plan, backward_arguments x, cudaStream_t stream,
+                          const char *name)
+{
+    using shape = queries_shape<D>;
+    const hpa_geometry *g = &plan->geometry;
+    const query_tiling tiling = query_tiling_of(
+        g, shape::max_warps, 16 * shape::groups,
+        [](int queries) { return shape::shared_bytes(queries); }, plan->cuda.shared_bytes);
+    x.tiles_per_block = tiling.tiles_per_block;
+    x.tile_tokens = tiling.queries;
+    return hpa_cuda_launch(name, backward_queries_kernel<T, D>,
+                           grid_of(g->heads_q * g->row_slots * tiling.tiles_per_block),
+                           dim3((unsigned)(tiling.queries / (16 * shape::groups) * 32)),
+                           shape::shared_bytes(tiling.queries), stream, x);
+}
+
+template <typename T, int D, bool has_dk, bool has_dv>
+hpa_status launch_keys(const hpa_plan *plan, backward_arguments x, cudaStream_t stream,
+                       const char *name)
+{
+    using shape = keys_shape<D>;
+    const hpa_geometry *g = &plan->geometry;
+    const int key_warps = shape::key_warps(g, plan->cuda.shared_bytes);
+    x.tile_tokens = 16 * key_warps;
+    x.tiles_per_block = (int)(g->block_k / x.tile_tokens);
+    return hpa_cuda_launch(name, backward_keys_kernel<T, D, has_dk, has_dv>,
+                           grid_of((x.plan.most_pieces + x.plan.columns) * x.tiles_per_block),
+                           dim3((unsigned)(32 * key_warps * shape::query_warps(key_warps))),
+                           shape::shared_bytes(key_warps), stream, x);
+}
+
+/* Registers hold dk and dv together up to head_dim 128. */
+template <typename T, int D>
+hpa_status launch_all_keys(const hpa_plan *plan, const backward_arguments &x, cudaStream_t stream,
+                           const char *name)
+{
+    const column_arguments columns = {x.geometry, x.mask, x.plan, x.dk, x.dv, x.accumulate};
+    HPA_TRY(launch_split_columns(columns, stream));
+    if constexpr (D <= 128) {
+        HPA_TRY((launch_keys<T, D, true, true>(plan, x, stream, name)));
+    } else {
+        if (x.dk.data)
+            HPA_TRY((launch_keys<T, D, true, false>(plan, x, stream, name)));
+        if (x.dv.data)
+            HPA_TRY((launch_keys<T, D, false, true>(plan, x, stream, name)));
+    }
+    return launch_join_columns<T>(columns, stream);
+}
+
+bool all_rows_are_aligned(const hpa_inputs *in, const hpa_outputs *out, const hpa_gradients *grads)
+{
+    const hpa_tensor *const tensors[] = {&in->q,        &in->k,     &in->v,     &out->out,
+                                         &grads->d_out, &grads->dq, &grads->dk, &grads->dv};
+    bool aligned = true;
+    for (const hpa_tensor *tensor : tensors)
+        aligned &= rows_are_aligned(tensor);
+    return aligned;
+}
+
+template <typename T, int D>
+hpa_status launch_backward_mma(const hpa_plan *plan, const backward_arguments &x,
+                               const backward_scratch &scratch, const hpa_outputs *out,
+                               const hpa_gradients *grads, cudaStream_t stream, const char *name)
+{
+    HPA_TRY((launch_row_stats<T, 8>(x.geometry, x.mask, out, grads, scratch.stats,
+                                    1.4426950408889634, stream)));
+    if (grads->dq.data)
+        HPA_TRY((launch_queries<T, D>(plan, x, stream, name)));
+    if (grads->dk.data || grads->dv.data)
+        HPA_TRY((launch_all_keys<T, D>(plan, x, stream, name)));
+    return HPA_OK;
+}
+
+template <typename T, int D>
+hpa_status run_backward_mma(const hpa_plan *plan, const void *mask, const hpa_inputs *in,
+                            const hpa_outputs *out, const hpa_gradients *grads,
+                            const hpa_exec *exec, const char *name)
+{
+    if (!all_rows_are_aligned(in, out, grads))
+        return hpa_backward_simt.run(plan, mask, in, out, grads, exec);
+    const hpa_geometry *g = &plan->geometry;
+    hpa_arena arena = {(unsigned char *)exec->scratch, 0};
+    const backward_scratch scratch = take_scratch(g, &arena);
+    const backward_arguments x = {.geometry = *g,
+                                  .mask = hpa_mask_view_const(g, mask),
+                                  .plan = scratch.columns,
+                                  .q = rows_of(&in->q, g->packed),
+                                  .k = rows_of(&in->k, g->packed),
+                                  .v = rows_of(&in->v, g->packed),
+                                  .d_out = rows_of(&grads->d_out, g->packed),
+                                  .dq = rows_of(&grads->dq, g->packed),
+                                  .dk = rows_of(&grads->dk, g->packed),
+                                  .dv = rows_of(&grads->dv, g->packed),
+                                  .stats = scratch.stats,
+                                  .tiles_per_block = 1,
+                                  .tile_tokens = 0,
+                                  .scale = (float)g->scale,
+                                  .scale_log2 = scale_log2_of(g),
+                                  .accumulate = grads->accumulate};
+    int32_t before;
+    HPA_TRY(hpa_cuda_enter(plan->cuda.id, &before));
+    return hpa_cuda_leave(before, launch_backward_mma<T, D>(plan, x, scratch, out, grads,
+                                                            hpa_cuda_stream(exec), name));
+}
+
+} // namespace
+
+#define HPA_BACKWARD_MMA_INSTANCE(name, type, head_dim)                                         \
+    static hpa_status run_##name##_##head_dim(const hpa_plan *plan, const void *mask,           \
+                                              const hpa_inputs *in, const hpa_outputs *out,     \
+                                              const hpa_gradients *grads, const hpa_exec *exec) \
+    {                                                                                           \
+        return run_backward_mma<type, head_dim>(plan, mask, in, out, grads, exec,               \
+                                                "backward_mma_" #name "_" #head_dim);           \
+    }                                                                                           \
+    extern "C" const hpa_backward_kernel hpa_backward_mma_##name##_##head_dim = {               \
+        "backward_mma_" #name "_" #head_dim, backward_mma_scratch, run_##name##_##head_dim};
+
+#endif
