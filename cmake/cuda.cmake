@@ -6,7 +6,13 @@ set(HPA_CUDA_ARCHITECTURES "80;90a-real" CACHE STRING
     "CUDA architectures: by default code for 8.x, for Hopper, and PTX for what comes later")
 
 set(hpa_cuda_sources
-    core/cuda/device.cu)
+    core/cuda/device.cu
+    core/cuda/scan.cu
+    mask/mask_cuda.cu
+    mask/transpose_cuda.cu
+    mask/inspect_cuda.cu
+    forward/forward_simt.cu
+    backward/backward_simt.cu)
 
 # Not find_package alone: a toolkit without a host compiler that it accepts cannot build.
 set(hpa_has_cuda OFF)
@@ -24,14 +30,18 @@ if(NOT hpa_has_cuda)
   return()
 endif()
 
+include(cmake/instances.cmake)
 enable_language(CUDA)
 find_package(CUDAToolkit 12.0 REQUIRED)
 target_sources(hpa PRIVATE ${hpa_cuda_sources})
 target_compile_definitions(hpa PRIVATE HPA_WITH_CUDA)
+if(HPA_CUDA_ARCHITECTURES MATCHES "90a")
+  target_compile_definitions(hpa PRIVATE HPA_WITH_SM90A)
+endif()
 # C++20 for designated initialisers. CUDA_STANDARD 20 is not known to CMake 3.25.
 target_compile_options(
   hpa PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20
-              -Xcompiler=-Wall,-Wextra,-fno-exceptions,-fno-rtti,-fno-threadsafe-statics
+              -Xcompiler=-Wall,-Wextra,-Wno-missing-field-initializers,-fno-exceptions,-fno-rtti,-fno-threadsafe-statics
               -Xptxas=-warn-spills --expt-relaxed-constexpr -lineinfo>)
 # The library needs no C++ runtime: its .cu files use none, and what CMake links besides is dropped.
 target_link_options(hpa PRIVATE -Wl,--as-needed)

@@ -49,7 +49,7 @@ struct hpa_plan {
 };
 
 /* Each writes *kernel, or fails with the reason. The plan's description and device are known. */
-hpa_status hpa_mask_select(const hpa_desc *desc, const hpa_mask_kernel **kernel);
+hpa_status hpa_mask_select(const hpa_plan *plan, const hpa_mask_kernel **kernel);
 hpa_status hpa_forward_select(const hpa_plan *plan, const hpa_forward_kernel **kernel);
 hpa_status hpa_backward_select(const hpa_plan *plan, const hpa_backward_kernel **kernel);
 

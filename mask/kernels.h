@@ -8,10 +8,11 @@
 extern "C" {
 #endif
 
-extern const hpa_mask_kernel hpa_mask_ref;  /* plain loops in double precision: the specification */
-extern const hpa_mask_kernel hpa_mask_cpu;  /* all cores, vectorised */
-extern const hpa_mask_kernel hpa_mask_simt; /* CUDA: f32 and f64 */
-extern const hpa_mask_kernel hpa_mask_mma;  /* CUDA: f16 and bf16 on the tensor cores */
+extern const hpa_mask_kernel hpa_mask_ref; /* plain loops in double precision: the specification */
+extern const hpa_mask_kernel hpa_mask_cpu; /* all cores, vectorised */
+
+/* mask_simt, mask_mma or mask_sm90, by dtype, shapes and device. */
+const hpa_mask_kernel *hpa_mask_select_cuda(const hpa_plan *plan);
 
 /* Writes the header and, when packed, the lengths. */
 void hpa_mask_begin(const hpa_geometry *g, const hpa_inputs *in, hpa_mask *m);

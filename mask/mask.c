@@ -4,9 +4,13 @@
 
 #include <string.h>
 
-hpa_status hpa_mask_select(const hpa_desc *desc, const hpa_mask_kernel **kernel)
+hpa_status hpa_mask_select(const hpa_plan *plan, const hpa_mask_kernel **kernel)
 {
-    *kernel = desc->reference ? &hpa_mask_ref : &hpa_mask_cpu;
+    *kernel = plan->desc.reference ? &hpa_mask_ref : &hpa_mask_cpu;
+#ifdef HPA_WITH_CUDA
+    if (plan->desc.device == HPA_CUDA)
+        *kernel = hpa_mask_select_cuda(plan);
+#endif
     return HPA_OK;
 }
 

@@ -4,6 +4,7 @@
 #include "mask/kernels_cuda.h"
 #include "mask/score_mma.cuh"
 #include "mask/score_simt.cuh"
+#include "mask/score_sm90.cuh"
 
 /* Scores one level over all of the row's queries, which are loaded anew for each level where shared
  * memory does not hold them at once. */
@@ -15,7 +16,9 @@ static __device__ void score_level(const mask_search &search, const mask_row &ro
     for (int32_t n = (int32_t)threadIdx.x; n < level.n_children; n += (int32_t)blockDim.x)
         level.score[n] = 0;
     for (int32_t first = 0; first < row.queries; first += search.query_room) {
-        const int32_t count = min(search.query_room, (row.queries - first + 15) / 16 * 16);
+        constexpr int32_t multiple = Scores::query_multiple;
+        const int32_t count =
+            min(search.query_room, (row.queries - first + multiple - 1) / multiple * multiple);
         __syncthreads();
         if (!queries_are_there)
             Scores::load_queries(search, row, shared, first, count);
@@ -60,13 +63,16 @@ static __device__ int32_t search_tree(const mask_search &search, const mask_row 
     return level.n_children;
 }
 
+#define SHARED_ALIGNMENT 1024 /* of panels in the 128-byte swizzle */
+
 template <typename Scores>
 static __global__ void __launch_bounds__(Scores::threads)
     mask_build_kernel(const __grid_constant__ mask_search search)
 {
-    extern __shared__ __align__(1024) unsigned char shared[];
+    extern __shared__ __align__(16) unsigned char unaligned[];
     __shared__ mask_row row;
     __shared__ choice shared_choice;
+    unsigned char *const shared = unaligned + (0u - shared_offset(unaligned)) % SHARED_ALIGNMENT;
     unsigned char *memory = search.far_lists
                                 ? search.far_lists + blockIdx.x * search.far_lists_bytes
                                 : shared + search.lists_offset;
@@ -90,21 +96,50 @@ static __global__ void __launch_bounds__(Scores::threads)
     }
 }
 
-/* The kernels that there are, by dtype and head_dim: the first that is wide enough is taken. */
-struct mask_variant {
-    hpa_dtype dtype;
-    int64_t head_dim; /* at most */
-    void (*kernel)(mask_search);
-    int query_bytes; /* of one query in shared memory; 0: rows of head_dim, 16 bytes apart */
+/* How a build is launched, from shapes and the device alone. */
+struct mask_launch {
+    const struct mask_variant *variant;
+    int64_t blocks, threads;
+    int64_t query_room, list_room;
+    int64_t keys_offset, lists_offset, shared_bytes;
+    int64_t far_lists_bytes; /* of one block; 0: the lists are in shared memory */
 };
 
-#define MMA(dtype, T, steps, groups)                                        \
-    {                                                                       \
-        dtype, 32 * steps, mask_build_kernel<mma_scores<T, steps, groups>>, \
-            mma_scores<T, steps, groups>::query_bytes                       \
+/* The kernels that there are; the first that serves is taken. */
+struct mask_variant {
+    hpa_mask_kernel kernel; /* as the plan knows it */
+    hpa_dtype dtype;
+    int64_t head_dim; /* at most */
+    int64_t queries;  /* at least, of one row: fewer would leave its products mostly empty */
+    bool sm90a;       /* needs a Hopper device */
+    void (*launched)(mask_search);
+    int query_bytes;    /* of one query in shared memory; 0: a padded row of head_dim */
+    int query_multiple; /* queries are padded to a multiple of this */
+};
+
+static size_t scratch_bytes(const hpa_plan *plan);
+static hpa_status mask_build_cuda(const hpa_plan *plan, const hpa_inputs *in, void *mask,
+                                  const hpa_exec *exec);
+
+#define VARIANT(name, dtype, head_dim, queries, sm90a, Scores, query_bytes)      \
+    {                                                                            \
+        {name, scratch_bytes, mask_build_cuda}, dtype, head_dim, queries, sm90a, \
+            mask_build_kernel<Scores>, query_bytes, Scores::query_multiple       \
     }
+#define SM90(dtype, T, steps)                                                        \
+    VARIANT("mask_sm90", dtype, 32 * steps, 48, true, SINGLE(sm90_scores<T, steps>), \
+            SINGLE(sm90_scores<T, steps>::query_bytes))
+#define MMA(dtype, T, steps, groups)                                                       \
+    VARIANT("mask_mma", dtype, 32 * steps, 0, false, SINGLE(mma_scores<T, steps, groups>), \
+            SINGLE(mma_scores<T, steps, groups>::query_bytes))
+#define SIMT(dtype, T) VARIANT("mask_simt", dtype, 256, 0, false, simt_scores<T>, 0)
+#define SINGLE(...) __VA_ARGS__
 
 static const mask_variant mask_variants[] = {
+    SM90(HPA_BF16, __nv_bfloat16, 2),
+    SM90(HPA_BF16, __nv_bfloat16, 4),
+    SM90(HPA_F16, __half, 2),
+    SM90(HPA_F16, __half, 4),
     MMA(HPA_BF16, __nv_bfloat16, 1, 4),
     MMA(HPA_BF16, __nv_bfloat16, 2, 4),
     MMA(HPA_BF16, __nv_bfloat16, 3, 2),
@@ -115,26 +150,29 @@ static const mask_variant mask_variants[] = {
     MMA(HPA_F16, __half, 3, 2),
     MMA(HPA_F16, __half, 4, 2),
     MMA(HPA_F16, __half, 8, 1),
-    {HPA_F32, 256, mask_build_kernel<simt_scores<float>>, 0},
-    {HPA_F64, 256, mask_build_kernel<simt_scores<double>>, 0},
+    SIMT(HPA_F32, float),
+    SIMT(HPA_F64, double),
 };
+
+/* Queries of one row that take part in the search, at most. */
+static int64_t most_queries(const hpa_geometry *g)
+{
+    return g->mask_group * hpa_ceil_div(g->block_q, g->query_stride);
+}
 
 static const mask_variant *find_variant(const hpa_plan *plan)
 {
     const mask_variant *v = mask_variants;
-    while (v->dtype != plan->desc.dtype || v->head_dim < plan->desc.head_dim)
+    while (v->dtype != plan->desc.dtype || v->head_dim < plan->desc.head_dim ||
+           v->queries > most_queries(&plan->geometry) || (v->sm90a && !plan->cuda.sm90a))
         v++;
     return v;
 }
 
-/* How a build is launched, from shapes and the device alone. */
-struct mask_launch {
-    const mask_variant *variant;
-    int64_t blocks, threads;
-    int64_t query_room, list_room;
-    int64_t keys_offset, lists_offset, shared_bytes;
-    int64_t far_lists_bytes; /* of one block; 0: the lists are in shared memory */
-};
+const hpa_mask_kernel *hpa_mask_select_cuda(const hpa_plan *plan)
+{
+    return &find_variant(plan)->kernel;
+}
 
 #define STATIC_SHARED_BYTES 4096 /* more than mask_build_kernel and the driver take */
 #define NEAR_LISTS_BYTES 65536   /* lists longer than this go to scratch */
@@ -170,13 +208,14 @@ static mask_launch choose_launch(const hpa_plan *plan)
         launch.far_lists_bytes = near_lists_bytes;
         near_lists_bytes = 0;
     }
-    const int64_t room =
-        plan->cuda.shared_bytes - STATIC_SHARED_BYTES - keys_bytes - near_lists_bytes;
-    const int64_t queries = g->mask_group * hpa_ceil_div(g->block_q, g->query_stride);
-    launch.query_room = hpa_min(round_up(queries, 16), room / query_bytes / 16 * 16);
+    const int64_t room = plan->cuda.shared_bytes - STATIC_SHARED_BYTES - SHARED_ALIGNMENT -
+                         keys_bytes - near_lists_bytes;
+    const int64_t multiple = launch.variant->query_multiple;
+    launch.query_room =
+        hpa_min(round_up(most_queries(g), multiple), room / query_bytes / multiple * multiple);
     launch.keys_offset = launch.query_room * query_bytes;
     launch.lists_offset = launch.keys_offset + keys_bytes;
-    launch.shared_bytes = launch.lists_offset + near_lists_bytes;
+    launch.shared_bytes = launch.lists_offset + near_lists_bytes + SHARED_ALIGNMENT;
     launch.threads = choose_threads(&launch, simt);
     launch.blocks = hpa_min(g->rows, launch.far_lists_bytes ? 2 * plan->cuda.multiprocessors
                                                             : HPA_CUDA_MAX_BLOCKS);
@@ -248,7 +287,7 @@ static hpa_status build(const hpa_plan *plan, const hpa_inputs *in, void *mask,
     const mask_scratch scratch = take_scratch(plan, &launch, &arena);
     const mask_search search = search_of(plan, in, &m, &launch, &scratch);
     HPA_TRY(hpa_mask_begin_cuda(&plan->geometry, in, &m, hpa_cuda_stream(exec)));
-    HPA_TRY(hpa_cuda_launch("mask_build_kernel", launch.variant->kernel, (unsigned)launch.blocks,
+    HPA_TRY(hpa_cuda_launch("mask_build_kernel", launch.variant->launched, (unsigned)launch.blocks,
                             (unsigned)launch.threads, (size_t)launch.shared_bytes,
                             hpa_cuda_stream(exec), search));
     if (!plan->geometry.training)
@@ -263,6 +302,3 @@ static hpa_status mask_build_cuda(const hpa_plan *plan, const hpa_inputs *in, vo
     HPA_TRY(hpa_cuda_enter(plan->cuda.id, &before));
     return hpa_cuda_leave(before, build(plan, in, mask, exec));
 }
-
-const hpa_mask_kernel hpa_mask_simt = {"mask_simt", scratch_bytes, mask_build_cuda};
-const hpa_mask_kernel hpa_mask_mma = {"mask_mma", scratch_bytes, mask_build_cuda};

@@ -52,6 +52,7 @@ template <typename T, int STEPS, int GROUPS> struct mma_scores {
     using score = uint32_t;
     static constexpr int threads = 512; /* at most */
     static constexpr int query_bytes = 64 * STEPS;
+    static constexpr int query_multiple = 16;
 
     /* Units of rows that lie 128 bytes apart in the banks change halves in odd rows. */
     static __device__ __forceinline__ int place(int query, int unit)

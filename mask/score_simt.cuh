@@ -34,7 +34,7 @@ template <typename T> struct simt_scores {
     using unit = typename lane_arithmetic<T>::unit;
     static constexpr int unit_size = lane_arithmetic<T>::unit_size;
     static constexpr int threads = 256;
-    static constexpr int query_unit = 4; /* queries that a warp takes at a time */
+    static constexpr int query_multiple = 4; /* a warp takes so many at a time */
     static constexpr int tile_keys = 32;
 
     /* An odd number of 16-byte units, so that a unit of each row is read without conflicts. */
@@ -67,19 +67,19 @@ template <typename T> struct simt_scores {
         const int units = (int)search.g.head_dim / unit_size;
         const unit *of_key = reinterpret_cast<const unit *>(key);
         T best = -(T)INFINITY;
-        for (int first = (int)threadIdx.x / 32 * query_unit; first < count;
-             first += (int)blockDim.x / 32 * query_unit) {
-            T sums[query_unit] = {};
+        for (int first = (int)threadIdx.x / 32 * query_multiple; first < count;
+             first += (int)blockDim.x / 32 * query_multiple) {
+            T sums[query_multiple] = {};
             for (int d = 0; d < units; d++) {
                 const unit a = of_key[d];
 #pragma unroll
-                for (int n = 0; n < query_unit; n++)
+                for (int n = 0; n < query_multiple; n++)
                     lane_arithmetic<T>::multiply_add(
                         sums[n], a,
                         reinterpret_cast<const unit *>(queries + (first + n) * row_pitch)[d]);
             }
 #pragma unroll
-            for (int n = 0; n < query_unit; n++)
+            for (int n = 0; n < query_multiple; n++)
                 best = sums[n] > best ? sums[n] : best;
         }
         return best;

@@ -34,7 +34,7 @@ static hpa_status choose_device(hpa_plan *plan)
 
 static hpa_status choose_kernels(hpa_plan *plan)
 {
-    HPA_TRY(hpa_mask_select(&plan->desc, &plan->mask));
+    HPA_TRY(hpa_mask_select(plan, &plan->mask));
     HPA_TRY(hpa_forward_select(plan, &plan->forward));
     if (plan->desc.training)
         HPA_TRY(hpa_backward_select(plan, &plan->backward));

@@ -64,6 +64,9 @@ static hpa_status query_attributes(hpa_cuda_device *device)
                             &device->shared_bytes_each));
     HPA_TRY(query_attribute(device, cudaDevAttrL2CacheSize, &device->l2_bytes));
     device->architecture = (int32_t)(10 * major + minor);
+#ifdef HPA_WITH_SM90A
+    device->sm90a = device->architecture == 90;
+#endif
     device->multiprocessors = (int32_t)multiprocessors;
     cudaDeviceProp properties;
     HPA_CUDA_TRY(cudaGetDeviceProperties(&properties, device->id));

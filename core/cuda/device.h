@@ -11,6 +11,7 @@ extern "C" {
 typedef struct hpa_cuda_device {
     int32_t id;
     int32_t architecture; /* 10 * major + minor: 90 for Hopper */
+    bool sm90a;           /* a Hopper device, and the library has code made for it */
     int32_t multiprocessors;
     int64_t shared_bytes;      /* shared memory that one block can ask for */
     int64_t shared_bytes_each; /* shared memory of one multiprocessor */

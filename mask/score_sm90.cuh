@@ -1,0 +1,146 @@
+/* Scores on Hopper's warpgroup products (wgmma, sm_90a) for f16 and bf16, head_dim up to 128.
+ *
+ * As score_mma.cuh, but a warpgroup takes 64 keys at a time and up to 128 queries in one product.
+ * Keys are again left operands in registers, each lane's from 16 bytes of the key; the right operand
+ * is read from shared memory by the product itself, so there the head dims lie in the order that
+ * makes them meet: of each 32, pairs 4 t + j (t, j = 0 ... 3) are stored as pairs 4 j + t. */
+#ifndef HPA_MASK_SCORE_SM90_CUH
+#define HPA_MASK_SCORE_SM90_CUH
+
+#include "core/cuda/wgmma.cuh"
+#include "mask/score_mma.cuh"
+
+#define WGMMA_NUMBER_32_5 "37"
+#define WGMMA_NUMBER_64_5 "69"
+
+/* d[64, columns] = (accumulate ? d : 0) + a[64, 16] b[columns, 16]^T, a in registers. */
+template <typename T, int n>
+__device__ __forceinline__ void wgmma_abt(float (&d)[n], const uint32_t (&a)[4], uint64_t b,
+                                          bool accumulate);
+
+#define WGMMA_DEFINE_ABT(type, name, columns, sums)                                                \
+    template <>                                                                                    \
+    __device__ __forceinline__ void wgmma_abt<type, sums>(float(&d)[sums], const uint32_t(&a)[4],  \
+                                                          uint64_t b, bool accumulate)             \
+    {                                                                                              \
+        asm volatile(                                                                              \
+            "{\n.reg .pred add;\nsetp.ne.b32 add, %" WGMMA_NUMBER(                                 \
+                sums, 5) ", 0;\n"                                                                  \
+                         "wgmma.mma_async.sync.aligned.m64n" #columns "k16.f32." name "." name     \
+                         " " WGMMA_NAMES_##sums                                                    \
+            "{%" WGMMA_NUMBER(sums, 0) ", %" WGMMA_NUMBER(sums, 1) ", %" WGMMA_NUMBER(             \
+                sums, 2) ", %" WGMMA_NUMBER(sums, 3) "}, %" WGMMA_NUMBER(sums,                     \
+                                                                         4) ", add, 1, 1, 0;\n}\n" \
+            : WGMMA_SUMS_##sums(d)                                                                 \
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate));           \
+    }
+
+WGMMA_DEFINE_ABT(__half, "f16", 64, 32)
+WGMMA_DEFINE_ABT(__half, "f16", 128, 64)
+WGMMA_DEFINE_ABT(__nv_bfloat16, "bf16", 64, 32)
+WGMMA_DEFINE_ABT(__nv_bfloat16, "bf16", 128, 64)
+
+/* STEPS: head_dim / 32, rounded up to what there is. */
+template <typename T, int STEPS> struct sm90_scores {
+    using score = uint32_t;
+    static constexpr int threads = 512; /* at most */
+    static constexpr int panels = (STEPS + 1) / 2;
+    static constexpr int query_bytes = 128 * panels;
+    static constexpr int query_multiple = 64;
+
+    /* Panels of 64 head dims hold query_room rows of 128 bytes in the 128-byte swizzle. */
+    static __device__ __forceinline__ int place(int room, int query, int unit)
+    {
+        return (unit / 8 * room + query) * 128 + 16 * (unit % 8 ^ query % 8);
+    }
+
+    static __device__ void load_queries(const mask_search &search, const mask_row &row,
+                                        unsigned char *shared, int32_t first, int32_t count)
+    {
+        const int units = (int)search.g.head_dim / 8, room = search.query_room;
+        for (int i = (int)threadIdx.x; i < count * STEPS; i += (int)blockDim.x) {
+            const int query = i / STEPS, step = i % STEPS;
+            const uint16_t *from = find_query<uint16_t>(search, row, first + query);
+            uint32_t pairs[4][4];
+#pragma unroll
+            for (int t = 0; t < 4; t++) {
+                const uint4 unit = search.by_16_bytes ? load_unit<true>(from, 4 * step + t, units)
+                                                      : load_unit<false>(from, 4 * step + t, units);
+                pairs[t][0] = unit.x;
+                pairs[t][1] = unit.y;
+                pairs[t][2] = unit.z;
+                pairs[t][3] = unit.w;
+            }
+#pragma unroll
+            for (int j = 0; j < 4; j++)
+                *reinterpret_cast<uint4 *>(shared + place(room, query, 4 * step + j)) =
+                    make_uint4(pairs[0][j], pairs[1][j], pairs[2][j], pairs[3][j]);
+        }
+        /* The products read shared memory by another way than the stores above. */
+        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    }
+
+    /* best[n]: of row 8 n + g of this warp's 16 keys, over the queries in this lane's columns. */
+    template <int columns>
+    static __device__ __forceinline__ void
+    multiply(uint32_t queries, int room, const uint32_t (&left)[1][2 * STEPS][4], float (&best)[2])
+    {
+#if __CUDA_ARCH_FEAT_SM90_ALL
+        float sums[columns / 2];
+        wgmma_hold(sums);
+        wgmma_fence();
+#pragma unroll
+        for (int step = 0; step < 2 * STEPS; step++) {
+            const uint32_t at = queries + step / 4 * room * 128 + step % 4 * 32;
+            wgmma_abt<T, columns / 2>(sums, left[0][step], wgmma_panel(at, 0), step > 0);
+        }
+        wgmma_commit();
+        wgmma_wait<0>();
+        wgmma_hold(sums);
+#pragma unroll
+        for (int n = 0; n < columns / 2; n++)
+            best[n % 4 / 2] = fmaxf(best[n % 4 / 2], sums[n]);
+#endif
+    }
+
+    static __device__ void score_level(const mask_search &search, const mask_row &row,
+                                       const tree_level<score> &level, const unsigned char *queries,
+                                       unsigned char *, int32_t count)
+    {
+        using keys_of = mma_scores<T, STEPS, 1>;
+        const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
+        const uint32_t groups = blockDim.x / 128;
+        const uint32_t total = (uint32_t)level.n_children * level.tokens;
+        const uint16_t *keys = find_keys<uint16_t>(search, row);
+        const uint32_t first_query = shared_offset(queries);
+#pragma unroll 1
+        for (uint32_t tile = threadIdx.x / 128; tile * 64 < total; tile += groups) {
+            int32_t key[1], child;
+            find_representative(search, row, level,
+                                min(tile * 64 + warp * 16 + lane % 16, total - 1), &child, key);
+            uint32_t left[1][2 * STEPS][4];
+            if (search.by_16_bytes)
+                keys_of::template load_keys<true>(search, keys, key, left);
+            else
+                keys_of::template load_keys<false>(search, keys, key, left);
+            float best[2] = {-INFINITY, -INFINITY};
+#pragma unroll 1
+            for (int32_t first = 0; first < count; first += 128) {
+                const uint32_t at = first_query + (uint32_t)first * 128;
+                if (count - first > 64)
+                    multiply<128>(at, search.query_room, left, best);
+                else
+                    multiply<64>(at, search.query_room, left, best);
+            }
+#pragma unroll
+            for (int n = 0; n < 2; n++) {
+                const float highest = lanes_max<4>(best[n]);
+                const int32_t owner = __shfl_sync(0xffffffffu, child, (int)(8 * n + lane / 4));
+                if (lane % 4 == n)
+                    atomicMax(&level.score[owner], ordered_bits(highest));
+            }
+        }
+    }
+};
+
+#endif
