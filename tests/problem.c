@@ -232,7 +232,7 @@ void assert_gaps_untouched(const char *name, const test_tensor *t)
     for (int64_t n = 0; n < count; n++)
         memset(image + byte_of(t, n), FILL, test_dtype_size(t->view.dtype));
     for (size_t n = 0; n < t->buffer->bytes; n++)
-        ck_assert_msg(image[n] == FILL, "%s: byte %zu, between its elements, was written", name, n);
+        assert_that(image[n] == FILL, "%s: byte %zu, between its elements, was written", name, n);
     free(image);
 }
 
@@ -301,8 +301,8 @@ void assert_tensor_close(const char *name, const test_problem *p, const test_ten
     unsigned char *image = test_buffer_copy(t->buffer);
     for (int64_t n = used; n < count; n++)
         for (size_t byte = 0; byte < test_dtype_size(t->view.dtype); byte++)
-            ck_assert_msg(image[byte_of(t, n) + byte] == FILL,
-                          "%s: element %" PRId64 ", past the last sequence, was written", name, n);
+            assert_that(image[byte_of(t, n) + byte] == FILL,
+                        "%s: element %" PRId64 ", past the last sequence, was written", name, n);
     free(image);
 }
 
@@ -383,7 +383,7 @@ void test_build(test_problem *p)
     const hpa_inputs in = test_inputs(p);
     const uint64_t before = hash_of_inputs(p, false, false);
     assert_ok(hpa_mask_build(p->plan, &in, p->mask.data, &exec));
-    ck_assert_msg(hash_of_inputs(p, false, false) == before, "hpa_mask_build wrote to its inputs");
+    assert_that(hash_of_inputs(p, false, false) == before, "hpa_mask_build wrote to its inputs");
     check_guards(p);
     test_scratch_free(&scratch);
 }
@@ -398,7 +398,7 @@ void test_forward(test_problem *p)
     test_buffer_fill(p->lse.buffer, FILL);
     const uint64_t before = hash_of_inputs(p, true, false);
     assert_ok(hpa_forward(p->plan, p->mask.data, &in, &out, &exec));
-    ck_assert_msg(hash_of_inputs(p, true, false) == before, "hpa_forward wrote to its inputs");
+    assert_that(hash_of_inputs(p, true, false) == before, "hpa_forward wrote to its inputs");
     check_guards(p);
     assert_gaps_untouched("out", &p->out);
     assert_gaps_untouched("lse", &p->lse);
@@ -415,7 +415,7 @@ static void check_gradient(const test_problem *p, const char *name, const test_t
         return;
     unsigned char *image = test_buffer_copy(t->buffer);
     for (size_t n = 0; n < t->buffer->bytes && !p->accumulate; n++)
-        ck_assert_msg(image[n] == FILL, "%s was written, though nobody asked for it", name);
+        assert_that(image[n] == FILL, "%s was written, though nobody asked for it", name);
     free(image);
 }
 
@@ -439,7 +439,7 @@ void test_backward_of(test_problem *p, bool dq, bool dk, bool dv)
     }
     const uint64_t before = hash_of_inputs(p, true, true);
     assert_ok(hpa_backward(p->plan, p->mask.data, &in, &out, &gradients, &exec));
-    ck_assert_msg(hash_of_inputs(p, true, true) == before, "hpa_backward wrote to its inputs");
+    assert_that(hash_of_inputs(p, true, true) == before, "hpa_backward wrote to its inputs");
     check_guards(p);
     check_gradient(p, "dq", &p->dq, dq);
     check_gradient(p, "dk", &p->dk, dk);
@@ -501,22 +501,22 @@ void test_csr_free(test_csr *csr)
 
 void assert_csr_equal(const char *name, const test_csr *got, const test_csr *want)
 {
-    ck_assert_msg(got->rows == want->rows, "%s: %" PRId64 " rows, expected %" PRId64, name,
-                  got->rows, want->rows);
+    assert_that(got->rows == want->rows, "%s: %" PRId64 " rows, expected %" PRId64, name, got->rows,
+                want->rows);
     for (int64_t r = 0; r < got->rows; r++) {
         const int64_t got_length = got->row_ptr[r + 1] - got->row_ptr[r];
         const int64_t want_length = want->row_ptr[r + 1] - want->row_ptr[r];
-        ck_assert_msg(got_length == want_length,
-                      "%s: row %" PRId64 " of %" PRId64 " keeps %" PRId64
-                      " blocks, expected %" PRId64,
-                      name, r, got->rows, got_length, want_length);
+        assert_that(got_length == want_length,
+                    "%s: row %" PRId64 " of %" PRId64 " keeps %" PRId64
+                    " blocks, expected %" PRId64,
+                    name, r, got->rows, got_length, want_length);
         for (int64_t n = 0; n < got_length; n++) {
             const int32_t block = got->blocks[got->row_ptr[r] + n];
             const int32_t expected = want->blocks[want->row_ptr[r] + n];
-            ck_assert_msg(block == expected,
-                          "%s: row %" PRId64 " of %" PRId64 ": kept block %" PRId64 " of %" PRId64
-                          " is %d, expected %d",
-                          name, r, got->rows, n, got_length, block, expected);
+            assert_that(block == expected,
+                        "%s: row %" PRId64 " of %" PRId64 ": kept block %" PRId64 " of %" PRId64
+                        " is %d, expected %d",
+                        name, r, got->rows, n, got_length, block, expected);
         }
     }
 }

@@ -29,8 +29,8 @@ hpa_desc test_desc(void)
     const char *backend = getenv("HPA_TEST_BACKEND");
     if (!backend || strcmp(backend, "cpu") == 0)
         return desc;
-    ck_assert_msg(strcmp(backend, "reference") == 0,
-                  "HPA_TEST_BACKEND is \"%s\", expected cpu or reference", backend);
+    assert_that(strcmp(backend, "reference") == 0,
+                "HPA_TEST_BACKEND is \"%s\", expected cpu or reference", backend);
     desc.reference = true;
     return desc;
 }
@@ -72,7 +72,7 @@ enum { GUARD_BYTES = 64, ALIGNMENT = 64, GUARD = 0x5a, FILL = 0xff };
 void *test_allocate(int64_t count, size_t size)
 {
     void *memory = malloc(count > 0 ? (size_t)count * size : 1);
-    ck_assert_msg(memory != NULL, "the test is out of memory");
+    assert_that(memory != NULL, "the test is out of memory");
     return memory;
 }
 
@@ -109,8 +109,8 @@ void assert_guards(const test_buffer *b)
     set_guards(b, false);
     for (size_t n = 0; n < b->block_bytes; n++)
         if (b->block + n < b->data || b->block + n >= b->data + b->bytes)
-            ck_assert_msg(b->block[n] == GUARD, "byte %td of a buffer of %zu bytes was written",
-                          b->block + n - b->data, b->bytes);
+            assert_that(b->block[n] == GUARD, "byte %td of a buffer of %zu bytes was written",
+                        b->block + n - b->data, b->bytes);
     set_guards(b, true);
 }
 
@@ -296,14 +296,14 @@ void assert_failure_is(const char *call, hpa_status got, hpa_status want, const 
                        const char *file, int line)
 {
     const char *error = hpa_last_error();
-    ck_assert_msg(got == want, "%s:%d: %s gave %s (%s), expected %s", file, line, call,
-                  hpa_status_name(got), error, hpa_status_name(want));
+    assert_that(got == want, "%s:%d: %s gave %s (%s), expected %s", file, line, call,
+                hpa_status_name(got), error, hpa_status_name(want));
     char list[256];
     ck_assert_int_lt(snprintf(list, sizeof list, "%s", words), (int)sizeof list);
     char *rest = NULL;
     for (char *word = strtok_r(list, "|", &rest); word; word = strtok_r(NULL, "|", &rest))
-        ck_assert_msg(strstr(error, word) != NULL, "%s:%d: %s: the error \"%s\" lacks \"%s\"", file,
-                      line, call, error, word);
+        assert_that(strstr(error, word) != NULL, "%s:%d: %s: the error \"%s\" lacks \"%s\"", file,
+                    line, call, error, word);
 }
 
 void assert_close(const char *name, const double *got, const double *want, int64_t n, double atol,

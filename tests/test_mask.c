@@ -10,12 +10,12 @@
 static void check_row_order(const test_row *row, const int32_t *blocks, int64_t length)
 {
     for (int64_t n = 0; n < length; n++) {
-        ck_assert_int_ge(blocks[n], 0);
-        ck_assert_int_lt(blocks[n], row->key_blocks);
-        ck_assert_msg(row->visible[blocks[n]], "block %d is kept, though no query sees it",
-                      blocks[n]);
-        ck_assert_msg(n == 0 || blocks[n] > blocks[n - 1], "block %d follows block %d", blocks[n],
-                      n > 0 ? blocks[n - 1] : -1);
+        assert_that(blocks[n] >= 0 && blocks[n] < row->key_blocks, "block %d of %" PRId64,
+                    blocks[n], row->key_blocks);
+        assert_that(row->visible[blocks[n]], "block %d is kept, though no query sees it",
+                    blocks[n]);
+        assert_that(n == 0 || blocks[n] > blocks[n - 1], "block %d follows block %d", blocks[n],
+                    n > 0 ? blocks[n - 1] : -1);
     }
 }
 
@@ -24,8 +24,8 @@ static void check_row_sets(const test_problem *p, const test_row *row, const boo
     int64_t tree_blocks = 0;
     for (int64_t block = 0; block < row->key_blocks; block++) {
         const bool always = row->sink[block] || row->window[block];
-        ck_assert_msg(!always || kept[block], "block %" PRId64 " of sink or window is not kept",
-                      block);
+        assert_that(!always || kept[block], "block %" PRId64 " of sink or window is not kept",
+                    block);
         tree_blocks += kept[block] && !always;
     }
     const int64_t M = test_tree_blocks(&p->desc);
@@ -38,8 +38,8 @@ static void check_diagonal(const test_problem *p, const test_row *row, const boo
     const int64_t shift = test_kv_length(p, row->batch) - test_q_length(p, row->batch);
     for (int64_t i = row->first; p->desc.causal && i <= row->last; i++)
         if (i + shift >= 0)
-            ck_assert_msg(kept[(i + shift) / p->desc.block_k],
-                          "query %" PRId64 " misses its own key", i);
+            assert_that(kept[(i + shift) / p->desc.block_k], "query %" PRId64 " misses its own key",
+                        i);
 }
 
 static void check_properties(const test_problem *p, const test_csr *csr)
@@ -250,12 +250,12 @@ static void check_best_blocks(const test_problem *p, const test_csr *csr, int64_
     for (int64_t n = csr->row_ptr[r]; n < csr->row_ptr[r + 1]; n++)
         kept[csr->blocks[n]] = true;
     for (int64_t n = 0; n < row.candidate_count; n++)
-        ck_assert_msg(kept[row.candidates[n]] ==
-                          (place_of(block_scores, &row, n) < test_tree_blocks(&p->desc)),
-                      "row %" PRId64 ": candidate block %" PRId64 ", number %" PRId64
-                      " by score, is %s",
-                      r, row.candidates[n], place_of(block_scores, &row, n),
-                      kept[row.candidates[n]] ? "kept" : "not kept");
+        assert_that(kept[row.candidates[n]] ==
+                        (place_of(block_scores, &row, n) < test_tree_blocks(&p->desc)),
+                    "row %" PRId64 ": candidate block %" PRId64 ", number %" PRId64
+                    " by score, is %s",
+                    r, row.candidates[n], place_of(block_scores, &row, n),
+                    kept[row.candidates[n]] ? "kept" : "not kept");
     free(block_scores);
     free(kept);
     test_row_free(&row);
@@ -331,8 +331,8 @@ START_TEST(a_planted_key_is_found)
             test_build(&p);
             test_csr csr = test_export(&p);
             for (int64_t r = 0; r < rows; r++)
-                ck_assert_msg(!found[r] || csr_keeps(&csr, r, token / desc.block_k),
-                              "row %" PRId64 " missed the key planted at %" PRId64, r, token);
+                assert_that(!found[r] || csr_keeps(&csr, r, token / desc.block_k),
+                            "row %" PRId64 " missed the key planted at %" PRId64, r, token);
             test_csr_free(&csr);
             planted++;
         }
@@ -375,8 +375,10 @@ START_TEST(equal_scores_keep_the_lowest_blocks)
             for (int64_t r = 0; r < csr.rows; r++) {
                 test_row row = test_row_at(&p, r);
                 for (int64_t c = 0; c < row.candidate_count; c++)
-                    ck_assert_int_eq(csr_keeps(&csr, r, row.candidates[c]),
-                                     c < test_tree_blocks(&desc));
+                    assert_that(csr_keeps(&csr, r, row.candidates[c]) ==
+                                    (c < test_tree_blocks(&desc)),
+                                "row %" PRId64 ": candidate %" PRId64 " of %" PRId64, r, c,
+                                row.candidate_count);
                 test_row_free(&row);
             }
             test_csr_free(&csr);
