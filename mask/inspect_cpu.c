@@ -103,6 +103,18 @@ static hpa_status check_rows(const hpa_geometry *g, const hpa_mask *m, const hpa
     return HPA_OK;
 }
 
+/* Slots that no sequence owns: packed, with fewer rows of q than total_q. */
+static hpa_status check_spare_rows(const hpa_geometry *g, const hpa_mask *m)
+{
+    const hpa_sequence last = sequence_of_mask(g, m, g->batch - 1);
+    for (int64_t row = g->mask_heads * (last.row_start + last.row_slots); row < g->rows; row++)
+        if (m->row_length[row] != 0)
+            return hpa_fail(HPA_INVALID_MASK,
+                            "row %" PRId64 ", past the last sequence, keeps %d blocks, expected 0",
+                            row, m->row_length[row]);
+    return HPA_OK;
+}
+
 static hpa_status check_column_starts(const hpa_geometry *g, const hpa_mask *m, int64_t total)
 {
     if (m->column_start[0] != 0 || m->column_start[g->columns] != total)
@@ -149,9 +161,15 @@ static hpa_status check_transpose(const hpa_geometry *g, const hpa_mask *m, int6
     for (int64_t b = 0; b < g->batch; b++) {
         const hpa_sequence s = sequence_of_mask(g, m, b);
         for (int64_t head = 0; head < g->mask_heads; head++)
-            for (int64_t block = 0; block < s.key_blocks; block++)
+            for (int64_t block = 0; block < s.column_slots; block++)
                 HPA_TRY(check_column(g, m, &s, head, block));
     }
+    const hpa_sequence last = sequence_of_mask(g, m, g->batch - 1);
+    const int64_t end = m->column_start[g->mask_heads * (last.column_start + last.column_slots)];
+    if (end != total)
+        return hpa_fail(HPA_INVALID_MASK,
+                        "the transpose lists %" PRId64 " query blocks past the last sequence",
+                        total - end);
     return HPA_OK;
 }
 
@@ -171,6 +189,7 @@ static hpa_status validate(const hpa_plan *plan, const void *mask, const hpa_exe
         const hpa_sequence s = sequence_of_mask(g, &m, b);
         HPA_TRY(check_rows(g, &m, &s, &total));
     }
+    HPA_TRY(check_spare_rows(g, &m));
     return g->training ? check_transpose(g, &m, total) : HPA_OK;
 }
 
@@ -214,6 +233,24 @@ static hpa_status export_csr(const hpa_plan *plan, const void *mask, int64_t *ro
     return HPA_OK;
 }
 
+/* Before a single block is read: only row_ptr says how many there are. */
+static hpa_status check_row_ptr(const hpa_geometry *g, const hpa_inputs *in, const int64_t *row_ptr)
+{
+    if (row_ptr[0] != 0)
+        return hpa_fail(HPA_INVALID_MASK, "row_ptr[0] is %" PRId64 ", expected 0", row_ptr[0]);
+    int64_t rows = 0;
+    for (int64_t b = 0; b < g->batch; b++)
+        rows += g->mask_heads *
+                hpa_sequence_at(g, in ? in->cu_seqlens_q : NULL, in ? in->cu_seqlens_kv : NULL, b)
+                    .query_blocks;
+    for (int64_t r = 0; r < rows; r++)
+        if (row_ptr[r + 1] < row_ptr[r] || row_ptr[r + 1] - row_ptr[r] > g->capacity)
+            return hpa_fail(HPA_INVALID_MASK,
+                            "row_ptr[%" PRId64 "] is %" PRId64 ", expected %" PRId64 " to %" PRId64,
+                            r + 1, row_ptr[r + 1], row_ptr[r], row_ptr[r] + g->capacity);
+    return HPA_OK;
+}
+
 /* Walks the rows of a CSR mask: checks them when m is NULL, else writes them to m. */
 static hpa_status read_csr(const hpa_geometry *g, const hpa_inputs *in, const int64_t *row_ptr,
                            const int32_t *blocks, hpa_mask *m)
@@ -230,8 +267,7 @@ static hpa_status read_csr(const hpa_geometry *g, const hpa_inputs *in, const in
                     const row_view r = {.sequence = &s,
                                         .mask_head = head,
                                         .query_block = block,
-                                        .length =
-                                            end < begin ? -1 : hpa_min(end - begin, INT32_MAX),
+                                        .length = end - begin,
                                         .blocks = blocks + begin};
                     HPA_TRY(check_row(g, &r));
                     continue;
@@ -251,8 +287,7 @@ static hpa_status import_csr(const hpa_plan *plan, const hpa_inputs *in, void *m
     const hpa_geometry *g = &plan->geometry;
     if (g->packed)
         HPA_TRY(hpa_check_lengths(plan, in));
-    if (row_ptr[0] != 0)
-        return hpa_fail(HPA_INVALID_MASK, "row_ptr[0] is %" PRId64 ", expected 0", row_ptr[0]);
+    HPA_TRY(check_row_ptr(g, in, row_ptr));
     HPA_TRY(read_csr(g, in, row_ptr, blocks, NULL));
     hpa_mask m = hpa_mask_at(g, mask);
     hpa_mask_begin(g, in, &m);
