@@ -2,7 +2,9 @@
 #ifndef DEMO_INTERRUPT_H
 #define DEMO_INTERRUPT_H
 
-/* From now on the first SIGINT or SIGTERM is only noted; the next one ends the program. */
+/* From now on SIGINT and SIGTERM are only noted. One that comes seconds after the first ends the
+ * program: somebody has lost patience. (At once they come twice from such as timeout, which signals
+ * the child and then the whole group.) */
 void interrupt_catch(void);
 
 /* The signal that came, or 0. */

@@ -1,4 +1,8 @@
-/* hpa-finetune: trains a small transformer on a text, with libhpa's attention. --help explains. */
+/* hpa-finetune: trains a small transformer on a text, with libhpa's attention. --help explains.
+ *
+ * To read it: model.c is the transformer, forward and backward; attention.c is all that it asks of
+ * libhpa; train.c is the loop. layers.c, adamw.c, data.c, checkpoint.c and sample.c are what their
+ * names say, and the rest serves the person at the keyboard. */
 #include "interrupt.h"
 #include "mask_picture.h"
 #include "options.h"
