@@ -8,10 +8,12 @@ set(HPA_CUDA_ARCHITECTURES "80;90a-real" CACHE STRING
 set(hpa_cuda_sources
     core/cuda/device.cu
     core/cuda/scan.cu
+    core/cuda/tma_map.cu
     mask/mask_cuda.cu
     mask/transpose_cuda.cu
     mask/inspect_cuda.cu
     forward/forward_simt.cu
+    forward/forward_sm90.cu
     backward/backward_simt.cu)
 
 # Not find_package alone: a toolkit without a host compiler that it accepts cannot build.

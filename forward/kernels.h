@@ -19,6 +19,10 @@ extern const hpa_forward_kernel hpa_forward_simt; /* any dtype and head_dim */
     extern const hpa_forward_kernel hpa_forward_mma_##name##_##head_dim;
 HPA_MMA_INSTANCES(HPA_DECLARE) /* tensor cores of sm_80 and later */
 #undef HPA_DECLARE
+#define HPA_DECLARE(dtype, name, type, head_dim) \
+    extern const hpa_forward_kernel hpa_forward_sm90_##name##_##head_dim;
+HPA_SM90_INSTANCES(HPA_DECLARE) /* Hopper's, block_q 128 or 256 */
+#undef HPA_DECLARE
 
 #ifdef __cplusplus
 }

@@ -16,4 +16,11 @@
     X(HPA_BF16, bf16, __nv_bfloat16, 128) \
     X(HPA_BF16, bf16, __nv_bfloat16, 256)
 
+/* Those that the Hopper kernels (_sm90) are built for, all in one source file of each operation. */
+#define HPA_SM90_INSTANCES(X)            \
+    X(HPA_F16, f16, __half, 64)          \
+    X(HPA_F16, f16, __half, 128)         \
+    X(HPA_BF16, bf16, __nv_bfloat16, 64) \
+    X(HPA_BF16, bf16, __nv_bfloat16, 128)
+
 #endif

@@ -37,10 +37,10 @@ __device__ __forceinline__ void barrier_arrive(uint64_t *barrier)
 /* Arrives, and makes the phase wait for that many bytes of copies as well. */
 __device__ __forceinline__ void barrier_arrive_expect(uint64_t *barrier, uint32_t bytes)
 {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
-                     shared_address(barrier)),
-                 "r"(bytes)
-                 : "memory");
+    asm volatile(
+        "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+        "r"(bytes)
+        : "memory");
 }
 
 /* Waits for the end of the phase with that parity: a fresh barrier is in phase 0, and waiting for
