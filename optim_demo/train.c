@@ -15,7 +15,6 @@ static bool open_source(options *o, safetensors **file, failure *why)
 {
     const char *path = o->resume ? o->resume : o->from;
     model_shape known = {0};
-    *file = NULL;
     if (path && !checkpoint_open(file, path, &known, why))
         return false;
     return options_complete_shape(o, path ? &known : NULL, path, why);
@@ -74,10 +73,9 @@ static bool fill_model(training *self, const safetensors *file, failure *why)
 bool training_open(training *self, options *o, failure *why)
 {
     *self = (training){.options = o, .held_out_loss = NAN, .density = NAN};
-    safetensors *file;
-    if (!open_source(o, &file, why))
-        return false;
-    bool done = check_places(o, why) && data_load(&self->data, o->data, o->held_out, why) &&
+    safetensors *file = NULL;
+    bool done = open_source(o, &file, why) && check_places(o, why) &&
+                data_load(&self->data, o->data, o->held_out, why) &&
                 data_check(&self->data, o->data, o->shape.batch, o->shape.context, why) &&
                 model_create(&self->model, &o->shape, &o->attention, why) && make_room(self, why) &&
                 fill_model(self, file, why);
