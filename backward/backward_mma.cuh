@@ -227,7 +227,10 @@ template <int D> struct keys_shape {
     static constexpr int parts = queries / PART_TOKENS;
     static constexpr int query_tile_bytes = queries * tile_row_bytes<D>;
     static constexpr int max_warps = 4;
-    static constexpr bool keys_in_registers = D <= 128;
+    /* A warp takes 32 queries at a time, or 16, which leaves registers to hold its keys in. */
+    static constexpr int step_parts = D <= 128 ? 2 : 1;
+    static constexpr int steps = parts / step_parts;
+    static constexpr bool keys_in_registers = D <= 96;
 
     /* Warps that own 16 keys each, and warps that share the queries of a tile with them. */
     static int key_warps(const hpa_geometry *g, int64_t device_shared_bytes)
@@ -239,7 +242,7 @@ template <int D> struct keys_shape {
     }
     static int query_warps(int key_warps)
     {
-        return (int)hpa_min(max_warps / key_warps, parts);
+        return (int)hpa_min(max_warps / key_warps, steps);
     }
     static size_t shared_bytes(int key_warps)
     {
@@ -336,23 +339,30 @@ template <int D> __device__ __forceinline__ void hold_keys(key_operand<D> &keys,
             load_matrices(keys.left[d], tile_lane + part_offset<D>(0, d));
 }
 
-/* sums(16 keys x 16 queries) = keys(16 x D) * part(16 queries x D)^T */
+/* What one step multiplies: 16 keys x 16 step_parts queries. */
+template <int D> using key_scores = float[2 * keys_shape<D>::step_parts][4];
+
+/* sums = keys(16 x D) * queries(16 step_parts x D)^T */
 template <typename T, int D>
-__device__ __forceinline__ void multiply_keys(float (&sums)[2][4], key_operand<D> &keys,
-                                              uint32_t part_lane_across)
+__device__ __forceinline__ void multiply_keys(key_scores<D> &sums, key_operand<D> &keys,
+                                              uint32_t queries_lane_across)
 {
+    using shape = keys_shape<D>;
 #pragma unroll
-    for (int i = 0; i < 8; i++)
+    for (int i = 0; i < 8 * shape::step_parts; i++)
         sums[i / 4][i % 4] = 0;
 #pragma unroll
     for (int d = 0; d < D / 16; d++) {
-        constexpr bool held = keys_shape<D>::keys_in_registers;
+        constexpr bool held = shape::keys_in_registers;
         if constexpr (!held)
             load_matrices(keys.left[0], keys.lane + part_offset<D>(0, d));
-        uint32_t right[4];
-        load_matrices(right, part_lane_across + part_offset<D>(0, d));
-        multiply_add<T>(sums[0], keys.left[held ? d : 0], right[0], right[1]);
-        multiply_add<T>(sums[1], keys.left[held ? d : 0], right[2], right[3]);
+#pragma unroll
+        for (int part = 0; part < shape::step_parts; part++) {
+            uint32_t right[4];
+            load_matrices(right, queries_lane_across + part_offset<D>(part, d));
+            multiply_add<T>(sums[2 * part], keys.left[held ? d : 0], right[0], right[1]);
+            multiply_add<T>(sums[2 * part + 1], keys.left[held ? d : 0], right[2], right[3]);
+        }
     }
 }
 
@@ -370,24 +380,28 @@ __device__ __forceinline__ bool sees_key(const key_rows &rows, int32_t query, in
 }
 
 /* p^T and ds^T become 0 where the query does not see the key. */
-__device__ __forceinline__ void hide_queries(float (&p)[2][4], float (&ds)[2][4], int32_t first,
-                                             const key_rows &rows)
+template <int D>
+__device__ __forceinline__ void hide_queries(key_scores<D> &p, key_scores<D> &ds,
+                                             const int32_t *first, const key_rows &rows)
 {
 #pragma unroll
-    for (int c = 0; c < 2; c++)
+    for (int c = 0; c < 2 * keys_shape<D>::step_parts; c++)
 #pragma unroll
-        for (int i = 0; i < 4; i++)
-            if (!sees_key(rows, first + 8 * c + (int)(threadIdx.x % 4) * 2 + i % 2, i / 2 * 8))
+        for (int i = 0; i < 4; i++) {
+            const int column = 8 * c + (int)(threadIdx.x % 4) * 2 + i % 2;
+            if (!sees_key(rows, token_of(first, column), i / 2 * 8))
                 p[c][i] = ds[c][i] = 0;
+        }
 }
 
 /* p^T = exp(scale s^T - lse) in place of s^T, ds^T = p^T (dp^T - delta) in place of dp^T. stats: of
- * the part's queries. */
-__device__ __forceinline__ void differentiate_part(float (&p)[2][4], float (&ds)[2][4],
+ * the step's queries. */
+template <int D>
+__device__ __forceinline__ void differentiate_step(key_scores<D> &p, key_scores<D> &ds,
                                                    const stats_pair *stats, float scale_log2)
 {
 #pragma unroll
-    for (int c = 0; c < 2; c++) {
+    for (int c = 0; c < 2 * keys_shape<D>::step_parts; c++) {
         const float4 pair = *reinterpret_cast<const float4 *>(stats + 8 * c + threadIdx.x % 4 * 2);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
@@ -397,15 +411,29 @@ __device__ __forceinline__ void differentiate_part(float (&p)[2][4], float (&ds)
     }
 }
 
+/* sums(16 keys x D) += weights(16 keys x queries) * queries(x D), the step's part of a tile */
+template <typename T, int D>
+__device__ __forceinline__ void add_queries(float (&sums)[1][D / 8][4],
+                                            const key_scores<D> &weights, uint32_t queries_lane)
+{
+#pragma unroll
+    for (int part = 0; part < keys_shape<D>::step_parts; part++) {
+        uint32_t left[4];
+        sums_to_left<T>(left, weights[2 * part], weights[2 * part + 1]);
+        multiply_rows<T, D>(sums[0], left, queries_lane, part);
+    }
+}
+
 /* Values of q or dO that are not finite reach the keys that their queries see, and no others. */
 template <typename T, int D>
-__device__ __forceinline__ void set_apart_queries(float (&sums)[1][D / 8][4], uint32_t part_tile,
-                                                  int32_t first, const key_rows &rows)
+__device__ __forceinline__ void set_apart_queries(float (&sums)[1][D / 8][4], uint32_t queries,
+                                                  const int32_t *first, const key_rows &rows)
 {
 #pragma unroll 1
-    for (int n = 0; n < PART_TOKENS; n++)
-        add_not_finite<T, D, 1>(sums, part_tile + n * tile_row_bytes<D>,
-                                [&](int row) { return sees_key(rows, first + n, 8 * row); });
+    for (int n = 0; n < PART_TOKENS * keys_shape<D>::step_parts; n++)
+        add_not_finite<T, D, 1>(sums, queries + n * tile_row_bytes<D>, [&](int row) {
+            return sees_key(rows, token_of(first, n), 8 * row);
+        });
 }
 
 /* 16 x D sums in f32 at `to`: a piece's share of a split column. */
@@ -522,6 +550,8 @@ __global__ void __launch_bounds__(32 * keys_shape<D>::max_warps, D <= 128 ? 2 : 
     const int32_t all_seen_from =
         g.causal ? (int32_t)(hpa_min(first_key + x.tile_tokens, s.kv_length) - 1) - rows.position
                  : 0;
+    /* Queries that see some key of the warp begin here. */
+    const int32_t some_seen_from = g.causal ? (int32_t)first_key + warp_key - rows.position : 0;
     const bool wants_dk = has_dk && x.dk.data, wants_dv = has_dv && x.dv.data;
     float dk[1][D / 8][4] = {}, dv[1][D / 8][4] = {};
     for (int32_t t = 0; walk.head[t % GATHER_SLOTS] >= 0; t++) {
@@ -532,48 +562,46 @@ __global__ void __launch_bounds__(32 * keys_shape<D>::max_warps, D <= 128 ? 2 : 
             walk_on(&walk, g, x.mask, work.column, t + 3);
         copy_queries(t + 1);
         const int32_t *first = walk.ring.first[t % GATHER_SLOTS];
-        const uint32_t d_out_tile = q_tile(t) + shape::query_tile_bytes;
         const bool apart =
             g.causal && any_part_begins_before<shape::parts>(first, all_seen_from) &&
             __syncthreads_or(share_is_not_finite<T, D>(q_tile(t), 2 * shape::queries));
-        for (int part = query_warp; part < shape::parts; part += query_warps) {
+        for (int step = query_warp; step < shape::steps; step += query_warps) {
+            const int32_t *step_first = first + step * shape::step_parts;
             const bool masked =
-                first[part] < all_seen_from || first[part] + PART_TOKENS > rows.queries;
-            const int32_t last_query = first[part] + PART_TOKENS - 1;
-            if (!apart && (first[part] == NO_TOKEN ||
-                           (g.causal && last_query + rows.position < first_key + warp_key)))
+                any_part_begins_before<shape::step_parts>(step_first, all_seen_from) ||
+                any_part_reaches<shape::step_parts>(step_first, rows.queries);
+            if (masked && !apart &&
+                !any_part_meets<shape::step_parts>(step_first, some_seen_from, rows.queries))
                 continue;
-            const uint32_t q_part = q_tile(t) + part_offset<D>(part, 0);
-            const uint32_t d_out_part = d_out_tile + part_offset<D>(part, 0);
-            float p[2][4], ds[2][4] = {};
-            multiply_keys<T, D>(p, k, q_part + lane_offset_across<D>());
+            const uint32_t q_step = q_tile(t) + part_offset<D>(step * shape::step_parts, 0);
+            const uint32_t d_out_step = q_step + shape::query_tile_bytes;
+            key_scores<D> p, ds = {};
+            multiply_keys<T, D>(p, k, q_step + lane_offset_across<D>());
             if (wants_dk)
-                multiply_keys<T, D>(ds, v, d_out_part + lane_offset_across<D>());
-            differentiate_part(p, ds, all_stats + t % 2 * shape::queries + part * PART_TOKENS,
-                               x.scale_log2);
+                multiply_keys<T, D>(ds, v, d_out_step + lane_offset_across<D>());
+            differentiate_step<D>(
+                p, ds, all_stats + t % 2 * shape::queries + step * shape::step_parts * PART_TOKENS,
+                x.scale_log2);
             if (masked)
-                hide_queries(p, ds, first[part], rows);
+                hide_queries<D>(p, ds, step_first, rows);
             if (apart) {
                 __syncthreads();
                 if (wants_dk)
-                    set_apart_queries<T, D>(dk, q_part, first[part], rows);
+                    set_apart_queries<T, D>(dk, q_step, step_first, rows);
                 if (wants_dv)
-                    set_apart_queries<T, D>(dv, d_out_part, first[part], rows);
+                    set_apart_queries<T, D>(dv, d_out_step, step_first, rows);
                 __syncthreads();
-                const uint32_t step = part_offset<D>(part - query_warp, 0);
-                make_share_finite<T, D>(q_tile(t) + step, PART_TOKENS * query_warps);
-                make_share_finite<T, D>(d_out_tile + step, PART_TOKENS * query_warps);
+                const uint32_t all_warps =
+                    q_step - part_offset<D>(query_warp * shape::step_parts, 0);
+                const int all_queries = PART_TOKENS * shape::step_parts * query_warps;
+                make_share_finite<T, D>(all_warps, all_queries);
+                make_share_finite<T, D>(all_warps + shape::query_tile_bytes, all_queries);
                 __syncthreads();
             }
-            uint32_t left[4];
-            if (wants_dv) {
-                sums_to_left<T>(left, p[0], p[1]);
-                multiply_rows<T, D>(dv[0], left, d_out_tile + lane_offset<D>(), part);
-            }
-            if (wants_dk) {
-                sums_to_left<T>(left, ds[0], ds[1]);
-                multiply_rows<T, D>(dk[0], left, q_tile(t) + lane_offset<D>(), part);
-            }
+            if (wants_dv)
+                add_queries<T, D>(dv, p, d_out_step + lane_offset<D>());
+            if (wants_dk)
+                add_queries<T, D>(dk, ds, q_step + lane_offset<D>());
         }
     }
     copy_async_wait();

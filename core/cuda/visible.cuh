@@ -28,6 +28,17 @@ __device__ __forceinline__ bool any_part_begins_before(const int32_t *first, int
     return before;
 }
 
+/* Does a part that begins before `end` hold a token at `begin` or beyond? */
+template <int parts>
+__device__ __forceinline__ bool any_part_meets(const int32_t *first, int begin, int end)
+{
+    bool meets = false;
+#pragma unroll
+    for (int n = 0; n < parts; n++)
+        meets |= first[n] + PART_TOKENS > begin && first[n] < end;
+    return meets;
+}
+
 /* Token of a column of a gathered tile. */
 __device__ __forceinline__ int32_t token_of(const int32_t *first, int column)
 {
