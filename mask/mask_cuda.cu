@@ -49,6 +49,7 @@ static __device__ int32_t search_tree(const mask_search &search, const mask_row 
         level.size = lists.size[now];
         level.wanted = (int32_t)(last ? g.leaf_tokens : g.rep_tokens);
         level.tokens = (uint32_t)hpa_min(level.wanted, widest << search.block_k_log2);
+        level.tokens_log2 = __popc(level.tokens) == 1 ? __ffs((int)level.tokens) - 1 : -1;
         score_level<Scores>(search, row, level, queries_are_there, shared);
         queries_are_there = row.queries <= search.query_room;
         const auto limit = find_cut(level.score, level.n_children,
@@ -113,7 +114,8 @@ struct mask_variant {
     int64_t queries;  /* at least, of one row: fewer would leave its products mostly empty */
     bool sm90a;       /* needs a Hopper device */
     void (*launched)(mask_search);
-    int query_bytes;    /* of one query in shared memory; 0: a padded row of head_dim */
+    int query_bytes; /* of one query in shared memory; 0: a padded row of head_dim */
+    int least_threads, most_threads;
     int query_multiple; /* queries are padded to a multiple of this */
 };
 
@@ -121,10 +123,11 @@ static size_t scratch_bytes(const hpa_plan *plan);
 static hpa_status mask_build_cuda(const hpa_plan *plan, const hpa_inputs *in, void *mask,
                                   const hpa_exec *exec);
 
-#define VARIANT(name, dtype, head_dim, queries, sm90a, Scores, query_bytes)      \
-    {                                                                            \
-        {name, scratch_bytes, mask_build_cuda}, dtype, head_dim, queries, sm90a, \
-            mask_build_kernel<Scores>, query_bytes, Scores::query_multiple       \
+#define VARIANT(name, dtype, head_dim, queries, sm90a, Scores, query_bytes)                 \
+    {                                                                                       \
+        {name, scratch_bytes, mask_build_cuda}, dtype, head_dim, queries, sm90a,            \
+            mask_build_kernel<Scores>, query_bytes, Scores::least_threads, Scores::threads, \
+            Scores::query_multiple                                                          \
     }
 #define SM90(dtype, T, steps)                                                        \
     VARIANT("mask_sm90", dtype, 32 * steps, 48, true, SINGLE(sm90_scores<T, steps>), \
@@ -137,8 +140,10 @@ static hpa_status mask_build_cuda(const hpa_plan *plan, const hpa_inputs *in, vo
 
 static const mask_variant mask_variants[] = {
     SM90(HPA_BF16, __nv_bfloat16, 2),
+    SM90(HPA_BF16, __nv_bfloat16, 3),
     SM90(HPA_BF16, __nv_bfloat16, 4),
     SM90(HPA_F16, __half, 2),
+    SM90(HPA_F16, __half, 3),
     SM90(HPA_F16, __half, 4),
     MMA(HPA_BF16, __nv_bfloat16, 1, 4),
     MMA(HPA_BF16, __nv_bfloat16, 2, 4),
@@ -183,11 +188,12 @@ static int64_t round_up(int64_t value, int64_t unit)
 }
 
 /* Enough threads that a multiprocessor is busy with the blocks whose queries it can hold. */
-static int64_t choose_threads(const mask_launch *launch, bool simt)
+static int64_t choose_threads(const mask_launch *launch)
 {
-    if (simt)
-        return 256;
-    return launch->shared_bytes <= 56 * 1024 ? 128 : launch->shared_bytes <= 112 * 1024 ? 256 : 512;
+    const int64_t wanted = launch->shared_bytes <= 56 * 1024    ? 128
+                           : launch->shared_bytes <= 112 * 1024 ? 256
+                                                                : 512;
+    return hpa_min(hpa_max(wanted, launch->variant->least_threads), launch->variant->most_threads);
 }
 
 static mask_launch choose_launch(const hpa_plan *plan)
@@ -216,7 +222,7 @@ static mask_launch choose_launch(const hpa_plan *plan)
     launch.keys_offset = launch.query_room * query_bytes;
     launch.lists_offset = launch.keys_offset + keys_bytes;
     launch.shared_bytes = launch.lists_offset + near_lists_bytes + SHARED_ALIGNMENT;
-    launch.threads = choose_threads(&launch, simt);
+    launch.threads = choose_threads(&launch);
     launch.blocks = hpa_min(g->rows, launch.far_lists_bytes ? 2 * plan->cuda.multiprocessors
                                                             : HPA_CUDA_MAX_BLOCKS);
     return launch;

@@ -15,17 +15,32 @@
 #include "core/cuda/reduce.cuh"
 #include "mask/tree_cuda.cuh"
 
+/* How rows are read: 16 bytes at a time, where they are aligned and head_dim is a multiple of 32 and
+ * where head_dim is not; else by element. */
+enum row_access { ROWS_WHOLE, ROWS_BY_UNIT, ROWS_BY_ELEMENT };
+
 /* 8 elements of a row of head_dim; zeros past its end. */
-template <bool by_16_bytes>
+template <row_access access>
 __device__ __forceinline__ uint4 load_unit(const uint16_t *row, int unit, int units)
 {
+    if (access == ROWS_WHOLE)
+        return __ldg(reinterpret_cast<const uint4 *>(row) + unit);
     if (unit >= units)
         return make_uint4(0, 0, 0, 0);
-    if (by_16_bytes)
+    if (access == ROWS_BY_UNIT)
         return __ldg(reinterpret_cast<const uint4 *>(row) + unit);
     const uint16_t *e = row + 8 * unit;
     return make_uint4(e[0] | (uint32_t)e[1] << 16, e[2] | (uint32_t)e[3] << 16,
                       e[4] | (uint32_t)e[5] << 16, e[6] | (uint32_t)e[7] << 16);
+}
+
+/* The same where speed does not matter. */
+__device__ __forceinline__ uint4 load_any_unit(const mask_search &search, const uint16_t *row,
+                                               int unit)
+{
+    const int units = (int)search.g.head_dim / 8;
+    return search.by_16_bytes ? load_unit<ROWS_BY_UNIT>(row, unit, units)
+                              : load_unit<ROWS_BY_ELEMENT>(row, unit, units);
 }
 
 /* Sampled query number `number` of a row: past the last, the last again. */
@@ -51,6 +66,7 @@ __device__ __forceinline__ const T *find_keys(const mask_search &search, const m
 template <typename T, int STEPS, int GROUPS> struct mma_scores {
     using score = uint32_t;
     static constexpr int threads = 512; /* at most */
+    static constexpr int least_threads = 128;
     static constexpr int query_bytes = 64 * STEPS;
     static constexpr int query_multiple = 16;
 
@@ -63,20 +79,18 @@ template <typename T, int STEPS, int GROUPS> struct mma_scores {
     static __device__ void load_queries(const mask_search &search, const mask_row &row,
                                         unsigned char *shared, int32_t first, int32_t count)
     {
-        const int units = (int)search.g.head_dim / 8;
         for (int i = (int)threadIdx.x; i < count * 4 * STEPS; i += (int)blockDim.x) {
             const int query = i / (4 * STEPS), unit = i % (4 * STEPS);
             const uint16_t *from = find_query<uint16_t>(search, row, first + query);
             *reinterpret_cast<uint4 *>(shared + place(query, unit)) =
-                search.by_16_bytes ? load_unit<true>(from, unit, units)
-                                   : load_unit<false>(from, unit, units);
+                load_any_unit(search, from, unit);
         }
     }
 
     /* Left operands of the keys; lane l holds the number of key l (and 32 + l) of the tile. */
-    template <bool by_16_bytes>
+    template <row_access access>
     static __device__ __forceinline__ void
-    load_keys(const mask_search &search, const uint16_t *keys,
+    read_keys(const mask_search &search, const uint16_t *keys,
               const int32_t (&key)[(GROUPS + 1) / 2], uint32_t (&left)[GROUPS][2 * STEPS][4])
     {
         const int lane = (int)threadIdx.x % 32, g = lane / 4, t = lane % 4;
@@ -87,13 +101,26 @@ template <typename T, int STEPS, int GROUPS> struct mma_scores {
             const uint16_t *row = keys + number * search.k.strides.token;
 #pragma unroll
             for (int step = 0; step < STEPS; step++) {
-                const uint4 unit = load_unit<by_16_bytes>(row, 4 * step + t, units);
+                const uint4 unit = load_unit<access>(row, 4 * step + t, units);
                 left[half / 2][2 * step][half % 2] = unit.x;
                 left[half / 2][2 * step][2 + half % 2] = unit.y;
                 left[half / 2][2 * step + 1][half % 2] = unit.z;
                 left[half / 2][2 * step + 1][2 + half % 2] = unit.w;
             }
         }
+    }
+
+    static __device__ __forceinline__ void load_keys(const mask_search &search,
+                                                     const uint16_t *keys,
+                                                     const int32_t (&key)[(GROUPS + 1) / 2],
+                                                     uint32_t (&left)[GROUPS][2 * STEPS][4])
+    {
+        if (!search.by_16_bytes)
+            read_keys<ROWS_BY_ELEMENT>(search, keys, key, left);
+        else if (search.g.head_dim == 32 * STEPS)
+            read_keys<ROWS_WHOLE>(search, keys, key, left);
+        else
+            read_keys<ROWS_BY_UNIT>(search, keys, key, left);
     }
 
     /* best[n]: over the queries, of row 8 n + g of the tile, this lane's columns. */
@@ -147,10 +174,7 @@ template <typename T, int STEPS, int GROUPS> struct mma_scores {
                                     min(tile * tile_keys + 32 * n + lane % tile_keys, total - 1),
                                     &child[n], &key[n]);
             uint32_t left[GROUPS][2 * STEPS][4];
-            if (search.by_16_bytes)
-                load_keys<true>(search, keys, key, left);
-            else
-                load_keys<false>(search, keys, key, left);
+            load_keys(search, keys, key, left);
             float best[2 * GROUPS];
             multiply(queries, count, left, best);
 #pragma unroll

@@ -44,6 +44,7 @@ WGMMA_DEFINE_ABT(__nv_bfloat16, "bf16", 128, 64)
 template <typename T, int STEPS> struct sm90_scores {
     using score = uint32_t;
     static constexpr int threads = 512; /* at most */
+    static constexpr int least_threads = 128;
     static constexpr int panels = (STEPS + 1) / 2;
     static constexpr int query_bytes = 128 * panels;
     static constexpr int query_multiple = 64;
@@ -57,15 +58,14 @@ template <typename T, int STEPS> struct sm90_scores {
     static __device__ void load_queries(const mask_search &search, const mask_row &row,
                                         unsigned char *shared, int32_t first, int32_t count)
     {
-        const int units = (int)search.g.head_dim / 8, room = search.query_room;
+        const int room = search.query_room;
         for (int i = (int)threadIdx.x; i < count * STEPS; i += (int)blockDim.x) {
             const int query = i / STEPS, step = i % STEPS;
             const uint16_t *from = find_query<uint16_t>(search, row, first + query);
             uint32_t pairs[4][4];
 #pragma unroll
             for (int t = 0; t < 4; t++) {
-                const uint4 unit = search.by_16_bytes ? load_unit<true>(from, 4 * step + t, units)
-                                                      : load_unit<false>(from, 4 * step + t, units);
+                const uint4 unit = load_any_unit(search, from, 4 * step + t);
                 pairs[t][0] = unit.x;
                 pairs[t][1] = unit.y;
                 pairs[t][2] = unit.z;
@@ -107,7 +107,6 @@ template <typename T, int STEPS> struct sm90_scores {
                                        const tree_level<score> &level, const unsigned char *queries,
                                        unsigned char *, int32_t count)
     {
-        using keys_of = mma_scores<T, STEPS, 1>;
         const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
         const uint32_t groups = blockDim.x / 128;
         const uint32_t total = (uint32_t)level.n_children * level.tokens;
@@ -119,10 +118,7 @@ template <typename T, int STEPS> struct sm90_scores {
             find_representative(search, row, level,
                                 min(tile * 64 + warp * 16 + lane % 16, total - 1), &child, key);
             uint32_t left[1][2 * STEPS][4];
-            if (search.by_16_bytes)
-                keys_of::template load_keys<true>(search, keys, key, left);
-            else
-                keys_of::template load_keys<false>(search, keys, key, left);
+            mma_scores<T, STEPS, 1>::load_keys(search, keys, key, left);
             float best[2] = {-INFINITY, -INFINITY};
 #pragma unroll 1
             for (int32_t first = 0; first < count; first += 128) {

@@ -30,6 +30,9 @@ struct mask_row {
     int64_t index;
     int32_t sampled; /* queries of one head that take part */
     int32_t queries; /* of all heads that share the row */
+    /* hpa_candidate_block in 32 bits: candidate c is block shift + c, and gap more from left on. */
+    int32_t shift, left, gap;
+    int32_t last_key;
     bool exists;
 };
 
@@ -53,6 +56,10 @@ __device__ __forceinline__ mask_row find_mask_row(const mask_search &search, int
                             hpa_block_begin(row.query_block, g.block_q);
     row.sampled = (int32_t)hpa_ceil_div(queries, g.query_stride);
     row.queries = row.sampled * (int32_t)g.mask_group;
+    row.shift = (int32_t)row.sets.sink_end;
+    row.left = (int32_t)row.sets.left;
+    row.gap = (int32_t)(row.sets.right_begin - row.sets.left - row.sets.sink_end);
+    row.last_key = (int32_t)s.kv_length - 1;
     return row;
 }
 
@@ -99,8 +106,9 @@ template <typename Score> struct tree_level {
     const int32_t *begin, *size;
     Score *score; /* in: 0; out: ordered_bits of the best product of each child */
     int32_t n_children;
-    uint32_t tokens; /* representatives of the widest child; others repeat their last */
-    int32_t wanted;  /* rep_tokens or leaf_tokens */
+    uint32_t tokens;     /* representatives of the widest child; others repeat their last */
+    int32_t tokens_log2; /* -1 where it is no power of two */
+    int32_t wanted;      /* rep_tokens or leaf_tokens */
 };
 
 /* Writes the children of the nodes that the search starts with, and returns their number. Sizes of
@@ -128,25 +136,36 @@ __device__ __forceinline__ int32_t first_children(const hpa_geometry &g, int64_t
     return all_single ? count : 2 * count;
 }
 
+/* token number n of count in a child of length tokens: hpa_representative_key's, with a division only
+ * where count is none of the level's powers of two. */
+template <typename Score>
+__device__ __forceinline__ uint32_t find_token(const tree_level<Score> &level, uint32_t length,
+                                               uint32_t count, uint32_t n)
+{
+    const uint64_t dividend = (2 * (uint64_t)n + 1) * length;
+    if (level.tokens_log2 >= 0 && count == level.tokens)
+        return (uint32_t)(dividend >> (level.tokens_log2 + 1));
+    return (uint32_t)(dividend / (2 * (uint64_t)count));
+}
+
 /* Child and key of representative number `number` of a level, children laid end to end with
- * level.tokens each. hpa_representative_key with narrow divisions where they do. */
+ * level.tokens each. */
 template <typename Score>
 __device__ __forceinline__ void find_representative(const mask_search &search, const mask_row &row,
                                                     const tree_level<Score> &level, uint32_t number,
                                                     int32_t *child, int32_t *key)
 {
-    *child = (int32_t)(number / level.tokens);
-    const uint32_t in_child = number % level.tokens;
-    const int32_t begin = level.begin[*child], size = level.size[*child];
-    const int64_t length = (int64_t)size << search.block_k_log2;
-    const uint32_t count = (uint32_t)hpa_min(level.wanted, length);
-    const uint64_t n = min(in_child, count - 1);
-    const uint64_t dividend = (2 * n + 1) * (uint64_t)length;
-    const int64_t token = dividend >> 32 ? (int64_t)(dividend / (2 * (uint64_t)count))
-                                         : (int64_t)((uint32_t)dividend / (2 * count));
-    const int64_t block = hpa_candidate_block(&row.sets, begin + (token >> search.block_k_log2));
-    const int64_t in_block = token & (search.g.block_k - 1);
-    *key = (int32_t)hpa_min((block << search.block_k_log2) + in_block, row.sequence.kv_length - 1);
+    *child =
+        (int32_t)(level.tokens_log2 >= 0 ? number >> level.tokens_log2 : number / level.tokens);
+    const uint32_t in_child = number - (uint32_t)*child * level.tokens;
+    const int32_t begin = level.begin[*child];
+    const uint32_t length = (uint32_t)level.size[*child] << search.block_k_log2;
+    const uint32_t count = min((uint32_t)level.wanted, length);
+    const uint32_t token = find_token(level, length, count, min(in_child, count - 1));
+    const int32_t candidate = begin + (int32_t)(token >> search.block_k_log2);
+    const int32_t block = row.shift + candidate + (candidate < row.left ? 0 : row.gap);
+    const int32_t in_block = (int32_t)(token & ((1u << search.block_k_log2) - 1));
+    *key = min((block << search.block_k_log2) + in_block, row.last_key);
 }
 
 /* Shared by the threads that choose. */

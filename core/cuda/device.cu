@@ -26,6 +26,20 @@ hpa_status hpa_cuda_status(cudaError_t error, const char *what)
                     cudaGetErrorString(error), cudaGetErrorName(error));
 }
 
+hpa_status hpa_cuda_allow_shared(const char *name, const void *kernel, size_t shared_bytes)
+{
+    cudaFuncAttributes now;
+    HPA_TRY(hpa_cuda_status(cudaFuncGetAttributes(&now, kernel), name));
+    if (shared_bytes <= (size_t)now.maxDynamicSharedSizeBytes)
+        return HPA_OK;
+    int device = 0, most = 0;
+    HPA_CUDA_TRY(cudaGetDevice(&device));
+    HPA_CUDA_TRY(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    return hpa_cuda_status(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                most - (int)now.sharedSizeBytes),
+                           name);
+}
+
 hpa_status hpa_cuda_enter(int32_t id, int32_t *before)
 {
     HPA_CUDA_TRY(cudaGetDevice(before));

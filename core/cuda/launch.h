@@ -21,8 +21,11 @@ static inline cudaStream_t hpa_cuda_stream(const hpa_exec *exec)
 /* Most blocks that a launch of one-dimensional grids asks for; kernels stride over the rest. */
 #define HPA_CUDA_MAX_BLOCKS INT64_C(0x7fffffff)
 
-/* kernel<<<blocks, threads, shared_bytes, stream>>>(arguments...), or nothing when blocks is 0.
- * Shared memory beyond 48 KB is asked for first. */
+/* Lets a kernel have as much dynamic shared memory as the device has to give, so that launches of it
+ * from several threads do not depend on each other. Does nothing where what it may have will do. */
+hpa_status hpa_cuda_allow_shared(const char *name, const void *kernel, size_t shared_bytes);
+
+/* kernel<<<blocks, threads, shared_bytes, stream>>>(arguments...), or nothing when blocks is 0. */
 template <typename... Parameters, typename... Arguments>
 hpa_status hpa_cuda_launch(const char *name, void (*kernel)(Parameters...), dim3 blocks,
                            dim3 threads, size_t shared_bytes, cudaStream_t stream,
@@ -30,11 +33,8 @@ hpa_status hpa_cuda_launch(const char *name, void (*kernel)(Parameters...), dim3
 {
     if (blocks.x == 0 || blocks.y == 0 || blocks.z == 0)
         return HPA_OK;
-    if (shared_bytes > 48 * 1024)
-        HPA_TRY(hpa_cuda_status(cudaFuncSetAttribute((const void *)kernel,
-                                                     cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                     (int)shared_bytes),
-                                name));
+    if (shared_bytes > 0)
+        HPA_TRY(hpa_cuda_allow_shared(name, (const void *)kernel, shared_bytes));
     cudaLaunchConfig_t config = {};
     config.gridDim = blocks;
     config.blockDim = threads;
