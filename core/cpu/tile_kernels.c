@@ -67,6 +67,15 @@ ALWAYS_INLINE uint16_t bf16_from_float(float value)
 #include "core/cpu/tile_kernels.h"
 #undef HPA_REAL_BITS
 
+#define TILES_OF(kind)                                                          \
+    {                                                                           \
+        .multiply = multiply_##kind, .softmax = softmax_##kind,                 \
+        .softmax_gradient = softmax_gradient_##kind, .highest = highest_##kind, \
+        .scale_rows = scale_rows_##kind, .row_dots = row_dots_##kind,           \
+        .read_rows = read_rows_##kind, .write_rows = write_rows_##kind,         \
+        .transpose = transpose_##kind                                           \
+    }
+
 #define STRING_OF(name) #name
 #define NAME_STRING(name) STRING_OF(name)
 #define JOIN_(a, b) a##b
@@ -75,6 +84,6 @@ ALWAYS_INLINE uint16_t bf16_from_float(float value)
 extern const hpa_cpu_kernels JOIN(hpa_cpu_, HPA_CPU_SET);
 const hpa_cpu_kernels JOIN(hpa_cpu_, HPA_CPU_SET) = {
     .name = NAME_STRING(HPA_CPU_SET),
-    .tiles_f32 = tiles_f32,
-    .tiles_f64 = tiles_f64,
+    .tiles_f32 = TILES_OF(f32),
+    .tiles_f64 = TILES_OF(f64),
 };

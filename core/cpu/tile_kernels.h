@@ -380,18 +380,6 @@ static void NAMED(write_rows)(void *to, hpa_dtype dtype, int64_t to_stride, cons
         NAMED(write_row)(to, dtype, r * to_stride, from + r * from_stride, n, factor, add);
 }
 
-static const NAMED(hpa_tiles) NAMED(tiles) = {
-    .multiply = NAMED(multiply),
-    .softmax = NAMED(softmax),
-    .softmax_gradient = NAMED(softmax_gradient),
-    .highest = NAMED(highest),
-    .scale_rows = NAMED(scale_rows),
-    .row_dots = NAMED(row_dots),
-    .read_rows = NAMED(read_rows),
-    .write_rows = NAMED(write_rows),
-    .transpose = NAMED(transpose),
-};
-
 #undef bits_t
 #undef MANTISSA_BITS
 #undef EXPONENT_BIAS
