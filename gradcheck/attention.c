@@ -111,8 +111,8 @@ static hpa_status create_plan(struct attention *attention, const int32_t *cu_seq
         return report_error(attention->report, status, "%s", hpa_last_error());
     if (desc->device != HPA_CPU)
         return report_error(attention->report, HPA_UNSUPPORTED,
-                            "desc.device is %d; the checker keeps its tensors on the CPU (%d)",
-                            (int)desc->device, (int)HPA_CPU);
+                            "desc.device is %s; the checker keeps its tensors on the CPU",
+                            desc->device == HPA_CUDA ? "HPA_CUDA" : "unknown");
     if (desc->packed)
         status = check_offsets(attention, "cu_seqlens_q", cu_seqlens_q, desc->total_q, desc->seq_q);
     if (desc->packed && status == HPA_OK)

@@ -21,9 +21,8 @@ bool dense_query_sees_a_key(const struct problem *problem, int64_t b, int64_t he
     return false;
 }
 
-/* probability[j] of every key, 0 where the mask hides it; returns lse. */
-static double attend(const struct problem *problem, int64_t b, int64_t head, int64_t i,
-                     double *probability)
+double dense_probabilities(const struct problem *problem, int64_t b, int64_t head, int64_t i,
+                           double *probability)
 {
     int64_t keys = problem_keys(problem, b), D = problem->head_dim;
     int64_t head_kv = head / (problem->heads_q / problem->heads_kv);
@@ -73,7 +72,7 @@ void dense_forward(const struct problem *problem, double *out, double *lse)
         for (int64_t i = 0; i < problem_queries(problem, b); i++)
             for (int64_t head = 0; head < problem->heads_q; head++) {
                 int64_t row = problem_query_row(problem, b, head, i);
-                double row_lse = attend(problem, b, head, i, probability);
+                double row_lse = dense_probabilities(problem, b, head, i, probability);
                 weigh_values(problem, b, head, probability, row_out);
                 if (out)
                     memcpy(out + row, row_out, (size_t)problem->head_dim * sizeof(double));
@@ -90,7 +89,7 @@ double dense_loss(const struct problem *problem)
         for (int64_t i = 0; i < problem_queries(problem, b); i++)
             for (int64_t head = 0; head < problem->heads_q; head++) {
                 int64_t row = problem_query_row(problem, b, head, i);
-                double lse = attend(problem, b, head, i, probability);
+                double lse = dense_probabilities(problem, b, head, i, probability);
                 if (lse == -INFINITY)
                     continue;
                 weigh_values(problem, b, head, probability, row_out);
@@ -109,7 +108,7 @@ static void backward_row(const struct problem *problem, int64_t b, int64_t head,
     const double *q = problem->q + row, *d_out = problem->d_out + row;
     double *out = problem->workspace, *probability = out + D;
 
-    if (attend(problem, b, head, i, probability) == -INFINITY)
+    if (dense_probabilities(problem, b, head, i, probability) == -INFINITY)
         return;
     weigh_values(problem, b, head, probability, out);
     double delta = dot(out, d_out, D) - problem->d_lse[row / D];

@@ -15,12 +15,16 @@ double dense_loss(const struct problem *problem);
 /* The analytic gradients of dense_loss, in double. dq as q, dk and dv as k. */
 void dense_backward(const struct problem *problem, double *dq, double *dk, double *dv);
 
+/* probability[j] of every key of the sequence, 0 where the mask hides it; returns lse. */
+double dense_probabilities(const struct problem *problem, int64_t b, int64_t head, int64_t i,
+                           double *probability);
+
 /* Whether the query attends to any key. */
 bool dense_query_sees_a_key(const struct problem *problem, int64_t b, int64_t head, int64_t i);
 
 /* What forward and backward make when every tensor, the scores and probabilities among them, is
- * stored in dtype (f32, f16 or bf16) and every sum runs in float: the usual attention of a framework
- * that does one matrix operation after the other. */
+ * stored in dtype (f32, f16 or bf16) and every sum runs in float: attention as one matrix operation
+ * after the other. */
 struct rounded_attention {
     double *out;
     double *lse; /* in float */
@@ -31,5 +35,18 @@ struct rounded_attention {
 
 hpa_status dense_rounded(const struct problem *problem, hpa_dtype dtype,
                          const struct rounded_attention *result);
+
+/* How far off float arithmetic may be expected to be, whatever the order of its sums and however small
+ * they are: to first order, where each score is off by one float rounding of the terms that it is
+ * summed from, and each d_out . v likewise. The largest over all elements. */
+struct dense_noise {
+    double out;
+    double lse;
+    double dq;
+    double dk;
+    double dv;
+};
+
+hpa_status dense_noise(const struct problem *problem, struct dense_noise *noise);
 
 #endif

@@ -110,43 +110,49 @@ static float attend(struct narrow *narrow, int64_t b, int64_t head, int64_t i)
     return sum > 0 ? largest + logf(sum) : -INFINITY;
 }
 
-/* ds of every key, rounded, where sum_j p dp takes the place of out . d_out */
-static void differentiate_softmax(struct narrow *narrow, int64_t b, int64_t head, int64_t i)
+/* out[d] = sum_j p[j] v[j][d], rounded */
+static void weigh_values(struct narrow *narrow, int64_t b, int64_t head, double *out)
 {
     const struct problem *problem = narrow->problem;
-    int64_t keys = problem_keys(problem, b), D = problem->head_dim;
     int64_t head_kv = head / (problem->heads_q / problem->heads_kv);
-    int64_t row = problem_query_row(problem, b, head, i);
-    float *probability = narrow->probability, *ds = narrow->ds, delta = 0;
-
-    for (int64_t j = 0; j < keys; j++) {
-        const float *v = narrow->v + problem_key_row(problem, b, head_kv, j);
-        ds[j] = dtype_round_float(narrow->dtype, dot(narrow->d_out + row, v, D));
-        delta += probability[j] * ds[j];
+    for (int64_t d = 0; d < problem->head_dim; d++) {
+        float sum = 0;
+        for (int64_t j = 0; j < problem_keys(problem, b); j++)
+            sum += narrow->probability[j] * narrow->v[problem_key_row(problem, b, head_kv, j) + d];
+        out[d] = dtype_round_float(narrow->dtype, sum);
     }
-    delta -= narrow->d_lse[row / D];
-    for (int64_t j = 0; j < keys; j++)
-        ds[j] = dtype_round_float(narrow->dtype, probability[j] * (ds[j] - delta));
 }
 
-static void run_row(struct narrow *narrow, int64_t b, int64_t head, int64_t i, double *out)
+/* ds of every key, rounded. */
+static void differentiate_softmax(struct narrow *narrow, int64_t b, int64_t head, int64_t i,
+                                  const double *out)
 {
     const struct problem *problem = narrow->problem;
-    int64_t keys = problem_keys(problem, b), D = problem->head_dim;
+    int64_t D = problem->head_dim, row = problem_query_row(problem, b, head, i);
     int64_t head_kv = head / (problem->heads_q / problem->heads_kv);
-    int64_t row = problem_query_row(problem, b, head, i);
+    const float *d_out = narrow->d_out + row;
+    float delta = -narrow->d_lse[row / D];
+    for (int64_t d = 0; d < D; d++)
+        delta += (float)out[d] * d_out[d];
+    for (int64_t j = 0; j < problem_keys(problem, b); j++) {
+        const float *v = narrow->v + problem_key_row(problem, b, head_kv, j);
+        float dp = dtype_round_float(narrow->dtype, dot(d_out, v, D));
+        narrow->ds[j] = dtype_round_float(narrow->dtype, narrow->probability[j] * (dp - delta));
+    }
+}
 
-    differentiate_softmax(narrow, b, head, i);
-    for (int64_t d = 0; d < D; d++) {
-        float sum = 0;
-        for (int64_t j = 0; j < keys; j++) {
-            int64_t element = problem_key_row(problem, b, head_kv, j) + d;
-            sum += narrow->probability[j] * narrow->v[element];
-            narrow->dq[row + d] += narrow->ds[j] * narrow->k[element];
-            narrow->dk[element] += narrow->ds[j] * narrow->q[row + d];
-            narrow->dv[element] += narrow->probability[j] * narrow->d_out[row + d];
+static void add_products(struct narrow *narrow, int64_t b, int64_t head, int64_t i)
+{
+    const struct problem *problem = narrow->problem;
+    int64_t D = problem->head_dim, row = problem_query_row(problem, b, head, i);
+    int64_t head_kv = head / (problem->heads_q / problem->heads_kv);
+    for (int64_t j = 0; j < problem_keys(problem, b); j++) {
+        int64_t key = problem_key_row(problem, b, head_kv, j);
+        for (int64_t d = 0; d < D; d++) {
+            narrow->dq[row + d] += narrow->ds[j] * narrow->k[key + d];
+            narrow->dk[key + d] += narrow->ds[j] * narrow->q[row + d];
+            narrow->dv[key + d] += narrow->probability[j] * narrow->d_out[row + d];
         }
-        out[row + d] = dtype_round_float(narrow->dtype, sum);
     }
 }
 
@@ -167,7 +173,9 @@ hpa_status dense_rounded(const struct problem *problem, hpa_dtype dtype,
             for (int64_t head = 0; head < problem->heads_q; head++) {
                 int64_t row = problem_query_row(problem, b, head, i);
                 result->lse[row / problem->head_dim] = attend(&narrow, b, head, i);
-                run_row(&narrow, b, head, i, result->out);
+                weigh_values(&narrow, b, head, result->out + row);
+                differentiate_softmax(&narrow, b, head, i, result->out + row);
+                add_products(&narrow, b, head, i);
             }
     if (created) {
         float scale = (float)problem->scale;

@@ -175,10 +175,13 @@ HPA_API hpa_status hpa_gradcheck_loss(hpa_gradcheck_loss_function loss, void *co
 /* Attention over a mask */
 
 /* For dtypes below f64 the largest error against float64 may be this many times the largest error
- * that dense attention makes when every tensor in it is stored in that dtype, or one rounding of the
- * largest value where that is more. Relative errors are relative to the largest value. lse, which is
- * f32 then, is held against dense attention in f32. */
+ * that dense attention makes when every tensor in it is stored in that dtype; or, where that is more,
+ * this many times one rounding of the largest value and of the float sums behind it (with a few
+ * tokens, dense attention may happen to be exact). Relative errors are relative to the largest value.
+ * lse, which is f32 then, is held against dense attention in f32; kernels that compute it in powers of
+ * two round it two times more. */
 #define HPA_GRADCHECK_OUT_FACTOR 2.0
+#define HPA_GRADCHECK_LSE_FACTOR 4.0
 #define HPA_GRADCHECK_GRADIENT_FACTOR 3.0
 
 /* A backward pass to be checked in the place of hpa_backward: its arguments, with a context of
