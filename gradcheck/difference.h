@@ -2,6 +2,7 @@
 #ifndef HPA_GRADCHECK_DIFFERENCE_H
 #define HPA_GRADCHECK_DIFFERENCE_H
 
+#include <math.h>
 #include <stdint.h>
 
 /* The loss, or what it has changed by, when the variable has moved by step. */
@@ -16,7 +17,19 @@ struct exact_sum {
     double lost; /* what the additions to total rounded away */
 };
 
-void exact_sum_add(struct exact_sum *sum, double term);
-double exact_sum_value(const struct exact_sum *sum);
+static inline void exact_sum_add(struct exact_sum *sum, double term)
+{
+    double total = sum->total + term;
+    if (fabs(sum->total) >= fabs(term))
+        sum->lost += (sum->total - total) + term;
+    else
+        sum->lost += (term - total) + sum->total;
+    sum->total = total;
+}
+
+static inline double exact_sum_value(const struct exact_sum *sum)
+{
+    return sum->total + sum->lost;
+}
 
 #endif

@@ -14,7 +14,7 @@ hpa_gradcheck_options hpa_gradcheck_options_default(void)
 hpa_gradcheck_options hpa_gradcheck_attention_options(void)
 {
     return (hpa_gradcheck_options){
-        .eps = 0x1p-10, .order = 4, .atol = 1e-10, .rtol = 1e-6, .samples = 4096, .directions = 1};
+        .eps = 0x1p-10, .order = 4, .atol = 1e-10, .rtol = 1e-6, .samples = 2048, .directions = 1};
 }
 
 static hpa_status check_input(const struct probe *probe, const char *name,

@@ -89,7 +89,7 @@ static const char help_text[] =
     "  --backend NAME   cpu\n"
     "  --dtype NAME     f64 (the default), f32, f16 or bf16\n"
     "  --reference      the library's plain loops in the place of its fast kernels\n"
-    "  --samples N      f64: elements of each input to compare, 0: all (4096)\n"
+    "  --samples N      f64: elements of each input to compare, 0: all (2048)\n"
     "  --seed N         of the random tensors and samples (0)\n"
     "  --json           print an object: passed, max_abs_error, max_rel_error, checked, cases\n"
     "  --help           print this\n"

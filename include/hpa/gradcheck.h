@@ -98,7 +98,7 @@ typedef struct hpa_gradcheck_options {
  * samples 4096, directions 4, seed 0. */
 HPA_API hpa_gradcheck_options hpa_gradcheck_options_default(void);
 
-/* For hpa_gradcheck_attention: eps 2^-10, order 4, atol 1e-10, rtol 1e-6. samples 4096, directions
+/* For hpa_gradcheck_attention: eps 2^-10, order 4, atol 1e-10, rtol 1e-6. samples 2048, directions
  * 1, seed 0. */
 HPA_API hpa_gradcheck_options hpa_gradcheck_attention_options(void);
 
