@@ -339,11 +339,14 @@ hpa_gradients test_gradients(const test_problem *p)
 hpa_exec test_scratch_new(test_buffer *scratch, size_t bytes, int fill)
 {
     *scratch = (test_buffer){0};
+    hpa_exec exec = {.stream = test_stream()};
     if (bytes == 0)
-        return (hpa_exec){0};
+        return exec;
     test_buffer_new(scratch, bytes);
     test_buffer_fill(scratch, fill);
-    return (hpa_exec){.scratch = scratch->data, .scratch_bytes = bytes};
+    exec.scratch = scratch->data;
+    exec.scratch_bytes = bytes;
+    return exec;
 }
 
 void test_scratch_free(test_buffer *scratch)
@@ -465,8 +468,8 @@ test_csr test_export(const test_problem *p)
     int64_t count = 0;
     assert_ok(hpa_mask_export_csr(p->plan, p->mask.data, NULL, NULL, &count, &exec));
     test_buffer row_ptr, blocks; /* host memory; guarded like the backend's */
-    test_buffer_new(&row_ptr, (size_t)(csr.rows + 1) * sizeof *csr.row_ptr);
-    test_buffer_new(&blocks, (size_t)count * sizeof *csr.blocks);
+    test_buffer_new_on_host(&row_ptr, (size_t)(csr.rows + 1) * sizeof *csr.row_ptr);
+    test_buffer_new_on_host(&blocks, (size_t)count * sizeof *csr.blocks);
     int64_t n_blocks = count;
     assert_ok(hpa_mask_export_csr(p->plan, p->mask.data, (int64_t *)(void *)row_ptr.data,
                                   (int32_t *)(void *)blocks.data, &n_blocks, &exec));

@@ -1,5 +1,8 @@
 #define _POSIX_C_SOURCE 200809L
 #include "support.h"
+#ifdef HPA_WITH_CUDA
+#include "device.h"
+#endif
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -23,16 +26,40 @@
 
 /* Backend */
 
+static bool backend_is(const char *name)
+{
+    const char *backend = getenv("HPA_TEST_BACKEND");
+    return strcmp(backend ? backend : "cpu", name) == 0;
+}
+
+static bool on_device(void)
+{
+    return backend_is("cuda");
+}
+
 hpa_desc test_desc(void)
 {
     hpa_desc desc = hpa_desc_default();
-    const char *backend = getenv("HPA_TEST_BACKEND");
-    if (!backend || strcmp(backend, "cpu") == 0)
-        return desc;
-    assert_that(strcmp(backend, "reference") == 0,
-                "HPA_TEST_BACKEND is \"%s\", expected cpu or reference", backend);
-    desc.reference = true;
+    assert_that(backend_is("cpu") || backend_is("reference") || backend_is("cuda"),
+                "HPA_TEST_BACKEND is \"%s\", expected cpu, reference or cuda",
+                getenv("HPA_TEST_BACKEND"));
+    desc.device = on_device() ? HPA_CUDA : HPA_CPU;
+    desc.reference = backend_is("reference");
     return desc;
+}
+
+void *test_stream(void)
+{
+#ifdef HPA_WITH_CUDA
+    if (on_device())
+        return test_device_stream();
+#endif
+    return NULL;
+}
+
+bool test_calls_read_masks(void)
+{
+    return !on_device();
 }
 
 hpa_desc test_reference_desc(const hpa_desc *desc)
@@ -44,9 +71,27 @@ hpa_desc test_reference_desc(const hpa_desc *desc)
     return reference;
 }
 
+/* Is there no CUDA device? A driver that is there and fails is not that. */
+static bool has_no_device(void)
+{
+    const hpa_desc desc = test_desc();
+    hpa_plan *plan;
+    const hpa_status status = hpa_plan_create(&plan, &desc);
+    hpa_plan_destroy(plan);
+    return status == HPA_NO_DEVICE;
+}
+
+enum { SKIPPED = 77 };
+
 int test_run(Suite *suite)
 {
+    if (on_device() && !getenv("HPA_REQUIRE_GPU") && has_no_device()) {
+        printf("skipped: %s\n", hpa_last_error());
+        return SKIPPED;
+    }
     SRunner *runner = srunner_create(suite);
+    if (on_device()) /* a CUDA context does not survive a fork */
+        srunner_set_fork_status(runner, CK_NOFORK);
     srunner_run_all(runner, CK_ENV);
     const int failed = srunner_ntests_failed(runner);
     const int ran = srunner_ntests_run(runner);
@@ -76,8 +121,52 @@ void *test_allocate(int64_t count, size_t size)
     return memory;
 }
 
+static void copy_from(const test_buffer *b, void *to, const unsigned char *from, size_t bytes)
+{
+    if (bytes == 0)
+        return;
+#ifdef HPA_WITH_CUDA
+    if (!b->on_host) {
+        test_device_read(to, from, bytes);
+        return;
+    }
+#endif
+    (void)b;
+    memcpy(to, from, bytes);
+}
+
+static void copy_to(const test_buffer *b, unsigned char *to, const void *from, size_t bytes)
+{
+    if (bytes == 0)
+        return;
+#ifdef HPA_WITH_CUDA
+    if (!b->on_host) {
+        test_device_write(to, from, bytes);
+        return;
+    }
+#endif
+    (void)b;
+    memcpy(to, from, bytes);
+}
+
+static void fill(const test_buffer *b, unsigned char *at, int byte, size_t bytes)
+{
+    if (bytes == 0)
+        return;
+#ifdef HPA_WITH_CUDA
+    if (!b->on_host) {
+        test_device_fill(at, byte, bytes);
+        return;
+    }
+#endif
+    (void)b;
+    memset(at, byte, bytes);
+}
+
 static void set_guards(const test_buffer *b, bool poisoned)
 {
+    if (!b->on_host)
+        return;
     unsigned char *end = b->data + b->bytes;
     const size_t before = (size_t)(b->data - b->block);
     const size_t after = (size_t)(b->block + b->block_bytes - end);
@@ -90,16 +179,49 @@ static void set_guards(const test_buffer *b, bool poisoned)
     }
 }
 
-void test_buffer_new(test_buffer *b, size_t bytes)
+static unsigned char *allocate_block(const test_buffer *b)
+{
+#ifdef HPA_WITH_CUDA
+    if (!b->on_host)
+        return test_device_allocate(b->block_bytes);
+#endif
+    unsigned char *block = malloc(b->block_bytes);
+    assert_that(block != NULL, "the test is out of memory");
+    return block;
+}
+
+static void new_buffer(test_buffer *b, size_t bytes, bool on_host)
 {
     b->bytes = bytes;
+    b->on_host = on_host;
     b->block_bytes = bytes + 2 * GUARD_BYTES + 2 * ALIGNMENT;
-    b->block = test_allocate((int64_t)b->block_bytes, 1);
+    b->block = allocate_block(b);
     const uintptr_t first = (uintptr_t)b->block + GUARD_BYTES;
     b->data = b->block + GUARD_BYTES + (ALIGNMENT - first % ALIGNMENT) + 16;
-    memset(b->block, GUARD, b->block_bytes);
-    memset(b->data, FILL, bytes);
+    fill(b, b->block, GUARD, b->block_bytes);
+    fill(b, b->data, FILL, bytes);
     set_guards(b, true);
+}
+
+void test_buffer_new(test_buffer *b, size_t bytes)
+{
+    new_buffer(b, bytes, !on_device());
+}
+
+void test_buffer_new_on_host(test_buffer *b, size_t bytes)
+{
+    new_buffer(b, bytes, true);
+}
+
+/* One guard: the bytes from `at` to `end`. */
+static void assert_guard(const test_buffer *b, const unsigned char *at, const unsigned char *end)
+{
+    unsigned char guard[2 * GUARD_BYTES + 2 * ALIGNMENT];
+    const size_t bytes = (size_t)(end - at);
+    copy_from(b, guard, at, bytes);
+    for (size_t n = 0; n < bytes; n++)
+        assert_that(guard[n] == GUARD, "byte %td of a buffer of %zu bytes was written",
+                    at + n - b->data, b->bytes);
 }
 
 void assert_guards(const test_buffer *b)
@@ -107,10 +229,8 @@ void assert_guards(const test_buffer *b)
     if (!b->block)
         return;
     set_guards(b, false);
-    for (size_t n = 0; n < b->block_bytes; n++)
-        if (b->block + n < b->data || b->block + n >= b->data + b->bytes)
-            assert_that(b->block[n] == GUARD, "byte %td of a buffer of %zu bytes was written",
-                        b->block + n - b->data, b->bytes);
+    assert_guard(b, b->block, b->data);
+    assert_guard(b, b->data + b->bytes, b->block + b->block_bytes);
     set_guards(b, true);
 }
 
@@ -120,26 +240,28 @@ void test_buffer_free(test_buffer *b)
         return;
     assert_guards(b);
     set_guards(b, false);
-    free(b->block);
+#ifdef HPA_WITH_CUDA
+    if (!b->on_host)
+        test_device_free(b->block);
+#endif
+    if (b->on_host)
+        free(b->block);
     *b = (test_buffer){0};
 }
 
 void test_buffer_read(const test_buffer *b, size_t offset, void *to, size_t bytes)
 {
-    if (bytes > 0)
-        memcpy(to, b->data + offset, bytes);
+    copy_from(b, to, b->data + offset, bytes);
 }
 
 void test_buffer_write(const test_buffer *b, size_t offset, const void *from, size_t bytes)
 {
-    if (bytes > 0)
-        memcpy(b->data + offset, from, bytes);
+    copy_to(b, b->data + offset, from, bytes);
 }
 
 void test_buffer_fill(const test_buffer *b, int byte)
 {
-    if (b->bytes > 0)
-        memset(b->data, byte, b->bytes);
+    fill(b, b->data, byte, b->bytes);
 }
 
 unsigned char *test_buffer_copy(const test_buffer *b)

@@ -1,7 +1,7 @@
 /* What every suite uses: the backend under test, its memory, random numbers and assertions.
  *
- * HPA_TEST_BACKEND names the backend: "cpu", the fast path (the default), or "reference", the plain
- * loops. Tests reach the backend's memory through test_buffer_read and test_buffer_write alone. */
+ * HPA_TEST_BACKEND names the backend: "cpu", the fast path (the default), "reference", the plain
+ * loops, or "cuda". Tests reach the backend's memory through test_buffer_read and test_buffer_write alone. */
 #ifndef HPA_TESTS_SUPPORT_H
 #define HPA_TESTS_SUPPORT_H
 
@@ -20,13 +20,20 @@ hpa_desc test_desc(void);
 /* The same description for the plain loops, which the other backends are compared with. */
 hpa_desc test_reference_desc(const hpa_desc *desc);
 
-/* Runs a suite and gives main's exit status. */
+/* What calls of the backend are enqueued on; NULL for the host. */
+void *test_stream(void);
+
+/* Can a call look into a mask before it begins? Not where it only enqueues its work. */
+bool test_calls_read_masks(void);
+
+/* Runs a suite and gives main's exit status: 77, for "skipped", where the backend is CUDA and the
+ * machine has no device, unless HPA_REQUIRE_GPU is set. */
 int test_run(Suite *suite);
 
 /* A test case whose tests may run this long before Check kills them; sanitizers get more. */
 TCase *test_add_case(Suite *suite, const char *name, double seconds);
 
-/* Memory of the backend, filled with 0xFF (a NaN in every dtype) between two guards.
+/* Memory of the backend, or of the host for what calls return there, filled with 0xFF (a NaN in every dtype) between two guards.
  * It starts at an odd multiple of 16 bytes: the least that the interface asks for. */
 
 typedef struct test_buffer {
@@ -34,9 +41,11 @@ typedef struct test_buffer {
     size_t bytes;
     unsigned char *block;
     size_t block_bytes;
+    bool on_host;
 } test_buffer;
 
 void test_buffer_new(test_buffer *buffer, size_t bytes);
+void test_buffer_new_on_host(test_buffer *buffer, size_t bytes);
 /* Checks the guards, then frees. */
 void test_buffer_free(test_buffer *buffer);
 void test_buffer_read(const test_buffer *buffer, size_t offset, void *to, size_t bytes);
