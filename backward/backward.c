@@ -25,9 +25,16 @@ static const hpa_backward_kernel *select_cuda(const hpa_plan *plan)
 }
 #endif
 
+static const hpa_backward_kernel *select_cpu(const hpa_plan *plan)
+{
+    if (plan->desc.reference)
+        return &hpa_backward_ref;
+    return plan->desc.dtype == HPA_F64 ? &hpa_backward_cpu_f64 : &hpa_backward_cpu_f32;
+}
+
 hpa_status hpa_backward_select(const hpa_plan *plan, const hpa_backward_kernel **kernel)
 {
-    *kernel = plan->desc.reference ? &hpa_backward_ref : &hpa_backward_cpu;
+    *kernel = select_cpu(plan);
 #ifdef HPA_WITH_CUDA
     if (plan->desc.device == HPA_CUDA)
         *kernel = select_cuda(plan);

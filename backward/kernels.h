@@ -10,7 +10,8 @@ extern "C" {
 #endif
 
 extern const hpa_backward_kernel hpa_backward_ref; /* plain loops in double precision */
-extern const hpa_backward_kernel hpa_backward_cpu; /* all cores, vectorised */
+/* All cores, vectorised: one for f64, and one for the others. */
+extern const hpa_backward_kernel hpa_backward_cpu_f64, hpa_backward_cpu_f32;
 
 /* CUDA */
 extern const hpa_backward_kernel hpa_backward_simt; /* any dtype and head_dim */

@@ -31,9 +31,16 @@ static const hpa_forward_kernel *select_cuda(const hpa_plan *plan)
 }
 #endif
 
+static const hpa_forward_kernel *select_cpu(const hpa_plan *plan)
+{
+    if (plan->desc.reference)
+        return &hpa_forward_ref;
+    return plan->desc.dtype == HPA_F64 ? &hpa_forward_cpu_f64 : &hpa_forward_cpu_f32;
+}
+
 hpa_status hpa_forward_select(const hpa_plan *plan, const hpa_forward_kernel **kernel)
 {
-    *kernel = plan->desc.reference ? &hpa_forward_ref : &hpa_forward_cpu;
+    *kernel = select_cpu(plan);
 #ifdef HPA_WITH_CUDA
     if (plan->desc.device == HPA_CUDA)
         *kernel = select_cuda(plan);

@@ -11,7 +11,8 @@ extern "C" {
 
 extern const hpa_forward_kernel
     hpa_forward_ref; /* plain loops in double precision: the specification */
-extern const hpa_forward_kernel hpa_forward_cpu; /* all cores, vectorised */
+/* All cores, vectorised: one for f64, and one for the others. */
+extern const hpa_forward_kernel hpa_forward_cpu_f64, hpa_forward_cpu_f32;
 
 /* CUDA */
 extern const hpa_forward_kernel hpa_forward_simt; /* any dtype and head_dim */

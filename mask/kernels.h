@@ -9,7 +9,8 @@ extern "C" {
 #endif
 
 extern const hpa_mask_kernel hpa_mask_ref; /* plain loops in double precision: the specification */
-extern const hpa_mask_kernel hpa_mask_cpu; /* all cores, vectorised */
+/* All cores, vectorised: one for f64, and one for the others. */
+extern const hpa_mask_kernel hpa_mask_cpu_f64, hpa_mask_cpu_f32;
 
 /* mask_simt, mask_mma or mask_sm90, by dtype, shapes and device. */
 const hpa_mask_kernel *hpa_mask_select_cuda(const hpa_plan *plan);

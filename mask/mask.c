@@ -4,9 +4,16 @@
 
 #include <string.h>
 
+static const hpa_mask_kernel *select_cpu(const hpa_plan *plan)
+{
+    if (plan->desc.reference)
+        return &hpa_mask_ref;
+    return plan->desc.dtype == HPA_F64 ? &hpa_mask_cpu_f64 : &hpa_mask_cpu_f32;
+}
+
 hpa_status hpa_mask_select(const hpa_plan *plan, const hpa_mask_kernel **kernel)
 {
-    *kernel = plan->desc.reference ? &hpa_mask_ref : &hpa_mask_cpu;
+    *kernel = select_cpu(plan);
 #ifdef HPA_WITH_CUDA
     if (plan->desc.device == HPA_CUDA)
         *kernel = hpa_mask_select_cuda(plan);

@@ -7,8 +7,7 @@
  *
  * The best children are told by the lowest score among them, found without sorting; passing over
  * the children in order then keeps them ascending and settles ties by index. */
-#include "core/cpu/scratch.h"
-#include "core/tensor.h"
+#include "core/cpu/head_rows.h"
 #include "mask/kernels.h"
 #include "mask/rules.h"
 
@@ -24,20 +23,293 @@ static int64_t most_sampled_queries(const hpa_geometry *g)
     return g->mask_group * hpa_ceil_div(g->block_q, g->query_stride);
 }
 
-#define HPA_REAL_BITS 32
-#include "mask/mask_cpu_rows.h"
-#undef HPA_REAL_BITS
-#define HPA_REAL_BITS 64
-#include "mask/mask_cpu_rows.h"
-#undef HPA_REAL_BITS
+/* A range of candidates, and the best score found among its representative keys. */
+typedef struct node {
+    int64_t begin, end;
+    real score;
+} node;
+
+/* Representative keys that wait for a product, and the child that each stands for. */
+typedef struct key_batch {
+    real *keys;   /* [BATCH_KEYS, width] */
+    real *scores; /* [BATCH_KEYS, stride] */
+    int64_t owner[BATCH_KEYS];
+    int64_t count;
+} key_batch;
+
+typedef struct search {
+    const hpa_plan *plan;
+    const hpa_tiles *tiles;
+    const hpa_inputs *in;
+    int64_t width;  /* head_dim, padded */
+    int64_t stride; /* of panel and scores */
+    /* One row. */
+    hpa_sequence sequence;
+    int64_t mask_head, query_block;
+    hpa_row_sets sets;
+    int64_t queries; /* sampled, padded */
+    real *rows;      /* [queries, width] */
+    real *panel;     /* [head_dim, stride] */
+    key_batch batch;
+    node *nodes, *children; /* [2 * min(W, key blocks)] each */
+    real *ranking;          /* as many */
+} search;
+
+/* Scratch of all threads. */
+typedef struct scratch {
+    unsigned char *searches;
+    size_t search_bytes;
+} scratch;
+
+static search take_search(const hpa_plan *plan, hpa_arena *arena)
+{
+    const hpa_geometry *g = &plan->geometry;
+    const int64_t queries = hpa_padded(most_sampled_queries(g));
+    const int64_t key_blocks = hpa_ceil_div(g->seq_kv, g->block_k);
+    const int64_t nodes = 2 * hpa_min(g->beam_nodes, key_blocks);
+    search x = {.plan = plan, .width = hpa_padded(g->head_dim)};
+    x.stride = hpa_spread_stride(queries, sizeof(real));
+    x.rows = HPA_ARENA_ARRAY(arena, real, queries * x.width);
+    x.panel = HPA_ARENA_ARRAY(arena, real, g->head_dim * x.stride);
+    x.batch.keys = HPA_ARENA_ARRAY(arena, real, BATCH_KEYS * x.width);
+    x.batch.scores = HPA_ARENA_ARRAY(arena, real, BATCH_KEYS * x.stride);
+    x.nodes = HPA_ARENA_ARRAY(arena, node, nodes);
+    x.children = HPA_ARENA_ARRAY(arena, node, nodes);
+    x.ranking = HPA_ARENA_ARRAY(arena, real, nodes);
+    return x;
+}
+
+static scratch take_scratch(const hpa_plan *plan, hpa_arena *arena)
+{
+    hpa_arena counter = {0};
+    take_search(plan, &counter);
+    scratch all = {.search_bytes = counter.used};
+    all.searches = HPA_ARENA_ARRAY(arena, unsigned char, plan->num_threads *(int64_t)counter.used);
+    return all;
+}
+
+/* The row's sampled queries, of all heads that share it, as a panel. The padding repeats the first
+ * query, which changes no maximum. */
+static void load_queries(search *x)
+{
+    const hpa_geometry *g = &x->plan->geometry;
+    const hpa_sequence *s = &x->sequence;
+    const int64_t first = hpa_block_begin(x->query_block, g->block_q);
+    const int64_t end = hpa_block_end(x->query_block, g->block_q, s->q_length);
+    int64_t n = 0;
+    for (int64_t member = 0; member < g->mask_group; member++)
+        for (int64_t query = first; query < end; query += g->query_stride)
+            hpa_read_head(x->tiles, g, &x->in->q, s->batch, x->mask_head * g->mask_group + member,
+                          s->q_start, query, query + 1, x->rows + n++ * x->width);
+    x->queries = hpa_padded(n);
+    for (; n < x->queries; n++)
+        for (int64_t d = 0; d < x->width; d++)
+            x->rows[n * x->width + d] = x->rows[d];
+    hpa_make_panel(x->tiles, g, x->rows, x->queries, 1, x->panel, x->stride);
+}
+
+/* Scores the keys that wait, and gives each child the best of its own. */
+static void score_batch(search *x)
+{
+    key_batch *batch = &x->batch;
+    const hpa_product product = {.m = batch->count,
+                                 .n = x->queries,
+                                 .k = x->plan->geometry.head_dim,
+                                 .a = batch->keys,
+                                 .a_stride = x->width,
+                                 .b = x->panel,
+                                 .b_stride = x->stride,
+                                 .c = batch->scores,
+                                 .c_stride = x->stride};
+    x->tiles->multiply(&product);
+    for (int64_t begin = 0, end; begin < batch->count; begin = end) {
+        node *child = &x->children[batch->owner[begin]];
+        for (end = begin + 1; end < batch->count && batch->owner[end] == batch->owner[begin];)
+            end++;
+        const hpa_score_tile tile = {.data = batch->scores + begin * x->stride,
+                                     .stride = x->stride,
+                                     .keys = end - begin,
+                                     .queries = x->queries};
+        const real score = x->tiles->highest(&tile);
+        child->score = score > child->score ? score : child->score;
+    }
+    batch->count = 0;
+}
+
+static void score_children(search *x, int64_t n_children, int64_t wanted)
+{
+    const hpa_geometry *g = &x->plan->geometry;
+    const hpa_sequence *s = &x->sequence;
+    key_batch *batch = &x->batch;
+    const int64_t kv_head = x->mask_head * g->mask_group / g->group;
+    batch->count = 0;
+    for (int64_t c = 0; c < n_children; c++) {
+        node *child = &x->children[c];
+        const int64_t count = hpa_representatives(g, child->begin, child->end, wanted);
+        child->score = -(real)INFINITY;
+        for (int64_t n = 0; n < count; n++) {
+            const int64_t key =
+                hpa_representative_key(g, s, &x->sets, child->begin, child->end, count, n);
+            hpa_read_head(x->tiles, g, &x->in->k, s->batch, kv_head, s->kv_start, key, key + 1,
+                          batch->keys + batch->count * x->width);
+            batch->owner[batch->count++] = c;
+            if (batch->count == BATCH_KEYS)
+                score_batch(x);
+        }
+    }
+    if (batch->count > 0)
+        score_batch(x);
+}
+
+static int64_t split_nodes(const search *x, int64_t n_nodes)
+{
+    int64_t n_children = 0;
+    for (int64_t n = 0; n < n_nodes; n++) {
+        const int64_t begin = x->nodes[n].begin, end = x->nodes[n].end;
+        if (end - begin == 1) {
+            x->children[n_children++] = x->nodes[n];
+            continue;
+        }
+        const int64_t middle = hpa_node_middle(begin, end);
+        x->children[n_children++] = (node){.begin = begin, .end = middle};
+        x->children[n_children++] = (node){.begin = middle, .end = end};
+    }
+    return n_children;
+}
+
+/* The rank-th highest of values, which it reorders: Hoare's selection. No value is NaN. */
+static real select_rank(real *values, int64_t n, int64_t rank)
+{
+    int64_t low = 0, high = n - 1;
+    while (low < high) {
+        const real pivot = values[low + (high - low) / 2];
+        int64_t left = low, right = high;
+        while (left <= right) {
+            while (values[left] > pivot)
+                left++;
+            while (values[right] < pivot)
+                right--;
+            if (left > right)
+                break;
+            const real swapped = values[left];
+            values[left++] = values[right];
+            values[right--] = swapped;
+        }
+        if (rank - 1 <= right)
+            high = right;
+        else if (rank - 1 >= left)
+            low = left;
+        else
+            return pivot;
+    }
+    return values[low];
+}
+
+/* Keeps the best `keep` children in their order. Equal scores: the earlier one is better. */
+static int64_t keep_best(const search *x, int64_t n_children, int64_t keep)
+{
+    real lowest = -(real)INFINITY;
+    int64_t ties = n_children; /* how many of those that score just lowest are kept */
+    if (n_children > keep) {
+        for (int64_t n = 0; n < n_children; n++)
+            x->ranking[n] = x->children[n].score;
+        lowest = select_rank(x->ranking, n_children, keep);
+        ties = keep;
+        for (int64_t n = 0; n < n_children; n++)
+            ties -= x->children[n].score > lowest;
+    }
+    int64_t kept = 0;
+    for (int64_t n = 0; n < n_children; n++) {
+        const bool tied = x->children[n].score == lowest && ties-- > 0;
+        if (tied || x->children[n].score > lowest)
+            x->nodes[kept++] = x->children[n];
+    }
+    return kept;
+}
+
+/* Leaves the chosen candidates in nodes[].begin, ascending, and returns how many there are. */
+static int64_t search_tree(search *x)
+{
+    const hpa_geometry *g = &x->plan->geometry;
+    const int64_t candidates = x->sets.candidates;
+    int64_t n_nodes = hpa_first_nodes(g, candidates);
+    for (int64_t n = 0; n < n_nodes; n++)
+        x->nodes[n] = (node){.begin = hpa_first_node_begin(n, n_nodes, candidates),
+                             .end = hpa_first_node_begin(n + 1, n_nodes, candidates)};
+    load_queries(x);
+    const int64_t levels = hpa_tree_levels(candidates, g->beam_nodes);
+    for (int64_t level = 0; level < levels; level++) {
+        const bool last = level == levels - 1;
+        const int64_t n_children = split_nodes(x, n_nodes);
+        score_children(x, n_children, last ? g->leaf_tokens : g->rep_tokens);
+        n_nodes = keep_best(x, n_children, last ? g->tree_blocks : g->beam_nodes);
+    }
+    return n_nodes;
+}
+
+/* Writes the kept blocks of a row, ascending, and returns how many there are. */
+static int32_t build_row(search *x, int32_t *blocks)
+{
+    const hpa_geometry *g = &x->plan->geometry;
+    const hpa_row_sets *sets = &x->sets;
+    const bool keep_all = sets->candidates <= g->tree_blocks;
+    const bool searches = !keep_all && g->tree_blocks > 0;
+    const int64_t n_chosen = keep_all ? sets->candidates : searches ? search_tree(x) : 0;
+    int32_t kept = 0;
+    int64_t chosen = 0;
+    for (int64_t block = 0; block < sets->sink_end; block++)
+        blocks[kept++] = (int32_t)block;
+    for (; chosen < n_chosen; chosen++) {
+        const int64_t candidate = keep_all ? chosen : x->nodes[chosen].begin;
+        if (candidate >= sets->left)
+            break;
+        blocks[kept++] = (int32_t)hpa_candidate_block(sets, candidate);
+    }
+    for (int64_t block = hpa_max(sets->window_begin, sets->sink_end); block < sets->window_end;
+         block++)
+        blocks[kept++] = (int32_t)block;
+    for (; chosen < n_chosen; chosen++)
+        blocks[kept++] =
+            (int32_t)hpa_candidate_block(sets, keep_all ? chosen : x->nodes[chosen].begin);
+    return kept;
+}
+
+/* Row number row of the mask, which may be a slot that no sequence uses. */
+static int32_t run_row(search *x, int64_t row, int32_t *blocks)
+{
+    const hpa_geometry *g = &x->plan->geometry;
+    const hpa_inputs *in = x->in;
+    x->sequence = hpa_sequence_at(g, in->cu_seqlens_q, in->cu_seqlens_kv,
+                                  hpa_batch_of_row(g, in->cu_seqlens_q, row));
+    const int64_t slot = row - g->mask_heads * x->sequence.row_start;
+    x->mask_head = slot / x->sequence.row_slots;
+    x->query_block = slot % x->sequence.row_slots;
+    if (x->mask_head >= g->mask_heads || x->query_block >= x->sequence.query_blocks)
+        return 0;
+    x->sets = hpa_row_sets_of(g, &x->sequence, x->query_block);
+    return build_row(x, blocks);
+}
+
+static void build_rows(const hpa_plan *plan, const hpa_inputs *in, hpa_mask *m, hpa_arena *arena)
+{
+    const hpa_geometry *g = &plan->geometry;
+    const scratch all = take_scratch(plan, arena);
+#pragma omp parallel num_threads(plan->num_threads)
+    {
+        hpa_arena own = {.base = all.searches + (size_t)omp_get_thread_num() * all.search_bytes};
+        search x = take_search(plan, &own);
+        x.tiles = plan->cpu->OF_REAL(tiles);
+        x.in = in;
+#pragma omp for schedule(dynamic)
+        for (int64_t row = g->rows - 1; row >= 0; row--)
+            m->row_length[row] = run_row(&x, row, m->row_blocks + row * g->capacity);
+    }
+}
 
 static size_t scratch_bytes(const hpa_plan *plan)
 {
     hpa_arena arena = {0};
-    if (plan->desc.dtype == HPA_F64)
-        take_scratch_f64(plan, &arena);
-    else
-        take_scratch_f32(plan, &arena);
+    take_scratch(plan, &arena);
     return hpa_cpu_scratch_bytes(&arena);
 }
 
@@ -48,13 +320,10 @@ static hpa_status mask_build_cpu(const hpa_plan *plan, const hpa_inputs *in, voi
     hpa_mask m = hpa_mask_at(g, mask);
     hpa_arena arena = hpa_cpu_arena(exec);
     hpa_mask_begin(g, in, &m);
-    if (plan->desc.dtype == HPA_F64)
-        build_rows_f64(plan, in, &m, &arena);
-    else
-        build_rows_f32(plan, in, &m, &arena);
+    build_rows(plan, in, &m, &arena);
     if (g->training)
         hpa_mask_transpose_cpu(g, &m, plan->num_threads);
     return HPA_OK;
 }
 
-const hpa_mask_kernel hpa_mask_cpu = {"mask_cpu", scratch_bytes, mask_build_cpu};
+const hpa_mask_kernel OF_REAL(hpa_mask_cpu) = {"mask_cpu", scratch_bytes, mask_build_cpu};

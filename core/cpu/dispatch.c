@@ -3,10 +3,15 @@
 
 #include <string.h>
 
-extern const hpa_cpu_kernels hpa_cpu_generic;
+#define KERNELS_OF(set)                               \
+    extern const hpa_tiles_f32 hpa_tiles_##set##_f32; \
+    extern const hpa_tiles_f64 hpa_tiles_##set##_f64; \
+    static const hpa_cpu_kernels set = {#set, &hpa_tiles_##set##_f32, &hpa_tiles_##set##_f64};
+
+KERNELS_OF(generic)
 #if defined(HPA_CPU_X86)
-extern const hpa_cpu_kernels hpa_cpu_avx2;
-extern const hpa_cpu_kernels hpa_cpu_avx512;
+KERNELS_OF(avx2)
+KERNELS_OF(avx512)
 
 static bool runs_avx2(void)
 {
@@ -30,10 +35,10 @@ static const struct {
     bool (*runs)(void);
 } candidates[] = {
 #if defined(HPA_CPU_X86)
-    {&hpa_cpu_avx512, runs_avx512},
-    {&hpa_cpu_avx2, runs_avx2},
+    {&avx512, runs_avx512},
+    {&avx2, runs_avx2},
 #endif
-    {&hpa_cpu_generic, runs_generic},
+    {&generic, runs_generic},
 };
 
 #define N_CANDIDATES (sizeof candidates / sizeof *candidates)

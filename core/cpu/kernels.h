@@ -17,19 +17,21 @@ typedef enum hpa_part {
     HPA_FROM   /* k >= m - shift */
 } hpa_part;
 
-#define HPA_REAL_BITS 32
+#define real float
+#define NAMED(name) name##_f32
 #include "core/cpu/tiles.h"
-#undef HPA_REAL_BITS
-#define HPA_REAL_BITS 64
+#undef real
+#undef NAMED
+#define real double
+#define NAMED(name) name##_f64
 #include "core/cpu/tiles.h"
-#undef HPA_REAL_BITS
 #undef real
 #undef NAMED
 
 typedef struct hpa_cpu_kernels {
     const char *name; /* of the instruction set */
-    hpa_tiles_f32 tiles_f32;
-    hpa_tiles_f64 tiles_f64;
+    const hpa_tiles_f32 *tiles_f32;
+    const hpa_tiles_f64 *tiles_f64;
 } hpa_cpu_kernels;
 
 /* The best that this processor can run. */

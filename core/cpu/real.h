@@ -1,15 +1,23 @@
-/* Code that is written once for both kinds of real numbers. Include after
- *     #define HPA_REAL_BITS 32        (or 64)
- * Then `real` is float or double, and NAMED(x) is x_f32 or x_f64. No include guard: a file that is
- * written for both kinds is itself included twice. */
-#undef real
-#undef NAMED
+/* For code that is written once for both kinds of real numbers: the build compiles its files twice,
+ * with HPA_REAL_BITS 32 and 64, and each copy sees one kind under plain names. What it exports is
+ * named by OF_REAL: OF_REAL(x) is x_f32 or x_f64. */
+#ifndef HPA_CORE_CPU_REAL_H
+#define HPA_CORE_CPU_REAL_H
+
+#include "core/cpu/kernels.h"
+
 #if HPA_REAL_BITS == 32
-#define real float
-#define NAMED(name) name##_f32
+typedef float real;
+#define OF_REAL(name) name##_f32
 #elif HPA_REAL_BITS == 64
-#define real double
-#define NAMED(name) name##_f64
+typedef double real;
+#define OF_REAL(name) name##_f64
 #else
-#error "define HPA_REAL_BITS as 32 or 64"
+#error "compile with HPA_REAL_BITS defined as 32 and as 64"
+#endif
+
+typedef OF_REAL(hpa_product) hpa_product;
+typedef OF_REAL(hpa_score_tile) hpa_score_tile;
+typedef OF_REAL(hpa_tiles) hpa_tiles;
+
 #endif

@@ -1,5 +1,5 @@
-/* The tile operations for one kind of real numbers: kernels.h includes this twice. */
-#include "core/cpu/real.h"
+/* The tile operations for one kind of real numbers. kernels.h includes this twice, with `real` and
+ * NAMED(x) defined for that kind. */
 
 /* C = A B, or C += A B. A is [m, k], or stored as [k, m] when a_transposed; B is [k, n], C [m, n].
  * n is a multiple of HPA_TILE_PAD. Every element of C is summed over k in ascending order, whatever
