@@ -222,15 +222,16 @@ __global__ void __launch_bounds__(32 * queries_shape<D>::max_warps, D <= 128 ? 2
 
 /* Keys: dk and dv */
 
-template <int D> struct keys_shape {
+/* A warp multiplies 16 step_parts queries at a time. Two parts keep more products under way; one part
+ * leaves registers to hold the keys in, and more steps for the warps of a narrow key block. */
+template <int D, int parts_of_step> struct keys_shape {
     static constexpr int queries = D <= 128 ? 64 : 32; /* of a tile */
     static constexpr int parts = queries / PART_TOKENS;
     static constexpr int query_tile_bytes = queries * tile_row_bytes<D>;
     static constexpr int max_warps = 4;
-    /* A warp takes 32 queries at a time, or 16, which leaves registers to hold its keys in. */
-    static constexpr int step_parts = D <= 128 ? 2 : 1;
+    static constexpr int step_parts = parts_of_step;
     static constexpr int steps = parts / step_parts;
-    static constexpr bool keys_in_registers = D <= 96;
+    static constexpr bool keys_in_registers = D <= (step_parts == 1 ? 128 : 96);
 
     /* Warps that own 16 keys each, and warps that share the queries of a tile with them. */
     static int key_warps(const hpa_geometry *g, int64_t device_shared_bytes)
@@ -251,7 +252,7 @@ template <int D> struct keys_shape {
     }
 };
 
-/* Which query head and which parts of its query blocks each tile holds. One thread walks over the
+/* Which query head and which parts of its query blocks each tile holds. One warp walks over the
  * group's lists; entries arrive as in gather.cuh. */
 template <int parts> struct query_walk {
     gather_ring<parts> ring;
@@ -286,28 +287,34 @@ __device__ __forceinline__ void next_list(query_walk<parts> *walk, const hpa_geo
     walk->left -= walk->end - walk->at;
 }
 
-/* Begins the entries of tile t: thread 0 alone. */
+/* Begins the entries of tile t: the first warp, whole. */
 template <int parts>
 __device__ __forceinline__ void walk_on(query_walk<parts> *walk, const hpa_geometry &g,
                                         const hpa_mask &m, const key_column &column, int32_t t)
 {
-    const int slot = t % GATHER_SLOTS;
+    const int slot = t % GATHER_SLOTS, n = (int)threadIdx.x;
     const int32_t last_head = (int32_t)((column.kv_head + 1) * g.group);
-    while (walk->at == walk->end && walk->left > 0 && walk->next_head < last_head)
-        next_list(walk, g, m, column);
-    walk->head[slot] = walk->at < walk->end ? walk->next_head - 1 : -1;
-    const int32_t parts_per_block = (int32_t)g.block_q / PART_TOKENS;
-    for (int n = 0; n < parts; n++) {
-        const bool exists = walk->at < walk->end;
-        walk->inside[slot][n] = exists ? walk->part : -1;
-        if (!exists)
-            continue;
-        copy_async_4(shared_offset(&walk->ring.block[slot][n]), m.column_rows + walk->at, true);
-        if (++walk->part == parts_per_block) {
-            walk->part = 0;
-            walk->at++;
-        }
+    if (n == 0) {
+        while (walk->at == walk->end && walk->left > 0 && walk->next_head < last_head)
+            next_list(walk, g, m, column);
+        walk->head[slot] = walk->at < walk->end ? walk->next_head - 1 : -1;
     }
+    __syncwarp();
+    const int32_t parts_per_block = (int32_t)g.block_q / PART_TOKENS;
+    const int32_t part = walk->part + n;
+    const int64_t entry = walk->at + part / parts_per_block;
+    const bool exists = entry < walk->end;
+    if (n < parts) {
+        walk->inside[slot][n] = exists ? part % parts_per_block : -1;
+        copy_async_4(shared_offset(&walk->ring.block[slot][n]),
+                     m.column_rows + (exists ? entry : 0), exists);
+    }
+    __syncwarp();
+    if (n == parts) {
+        walk->at = exists ? entry : walk->end;
+        walk->part = exists ? part % parts_per_block : 0;
+    }
+    __syncwarp();
 }
 
 template <int parts>
@@ -325,44 +332,68 @@ __device__ __forceinline__ void find_query_parts(query_walk<parts> *walk, const 
 }
 
 /* The rows of 16 keys as a left operand: from registers, or from the tile each time. */
-template <int D> struct key_operand {
-    uint32_t left[keys_shape<D>::keys_in_registers ? D / 16 : 1][4];
+template <int D, bool held> struct key_operand {
+    uint32_t left[held ? D / 16 : 1][4];
     uint32_t lane;
 };
 
-template <int D> __device__ __forceinline__ void hold_keys(key_operand<D> &keys, uint32_t tile_lane)
+template <int D, bool held>
+__device__ __forceinline__ void hold_keys(key_operand<D, held> &keys, uint32_t tile_lane)
 {
     keys.lane = tile_lane;
-    if constexpr (keys_shape<D>::keys_in_registers)
+    if constexpr (held)
 #pragma unroll
         for (int d = 0; d < D / 16; d++)
             load_matrices(keys.left[d], tile_lane + part_offset<D>(0, d));
 }
 
-/* What one step multiplies: 16 keys x 16 step_parts queries. */
-template <int D> using key_scores = float[2 * keys_shape<D>::step_parts][4];
+/* What one step multiplies: 16 keys x 8 tiles queries. */
+template <int tiles> using key_scores = float[tiles][4];
 
-/* sums = keys(16 x D) * queries(16 step_parts x D)^T */
-template <typename T, int D>
-__device__ __forceinline__ void multiply_keys(key_scores<D> &sums, key_operand<D> &keys,
-                                              uint32_t queries_lane_across)
+template <int tiles> __device__ __forceinline__ void set_zero(key_scores<tiles> &sums)
 {
-    using shape = keys_shape<D>;
 #pragma unroll
-    for (int i = 0; i < 8 * shape::step_parts; i++)
+    for (int i = 0; i < 4 * tiles; i++)
         sums[i / 4][i % 4] = 0;
+}
+
+/* sums += keys(16 x 16) * queries(8 tiles x 16)^T, columns 16 d ... of their tiles */
+template <typename T, int D, bool held, int tiles>
+__device__ __forceinline__ void multiply_columns(key_scores<tiles> &sums,
+                                                 key_operand<D, held> &keys,
+                                                 uint32_t queries_lane_across, int d)
+{
+    if constexpr (!held)
+        load_matrices(keys.left[0], keys.lane + part_offset<D>(0, d));
 #pragma unroll
-    for (int d = 0; d < D / 16; d++) {
-        constexpr bool held = shape::keys_in_registers;
-        if constexpr (!held)
-            load_matrices(keys.left[0], keys.lane + part_offset<D>(0, d));
+    for (int part = 0; part < tiles / 2; part++) {
+        uint32_t right[4];
+        load_matrices(right, queries_lane_across + part_offset<D>(part, d));
+        multiply_add<T>(sums[2 * part], keys.left[held ? d : 0], right[0], right[1]);
+        multiply_add<T>(sums[2 * part + 1], keys.left[held ? d : 0], right[2], right[3]);
+    }
+}
+
+/* s^T = k q^T and dp^T = v dO^T side by side, because a product waits for the one before it on the
+ * same sums: two chains of them keep the tensor cores busier than one after the other. */
+template <typename T, int D, bool held, int tiles>
+__device__ __forceinline__ void multiply_keys(key_scores<tiles> &s, key_scores<tiles> &dp,
+                                              key_operand<D, held> &k, key_operand<D, held> &v,
+                                              uint32_t q_lane_across, uint32_t d_out_lane_across,
+                                              bool wants_dp)
+{
+    set_zero(s);
+    set_zero(dp);
+    if (wants_dp) {
 #pragma unroll
-        for (int part = 0; part < shape::step_parts; part++) {
-            uint32_t right[4];
-            load_matrices(right, queries_lane_across + part_offset<D>(part, d));
-            multiply_add<T>(sums[2 * part], keys.left[held ? d : 0], right[0], right[1]);
-            multiply_add<T>(sums[2 * part + 1], keys.left[held ? d : 0], right[2], right[3]);
+        for (int d = 0; d < D / 16; d++) {
+            multiply_columns<T>(s, k, q_lane_across, d);
+            multiply_columns<T>(dp, v, d_out_lane_across, d);
         }
+    } else {
+#pragma unroll
+        for (int d = 0; d < D / 16; d++)
+            multiply_columns<T>(s, k, q_lane_across, d);
     }
 }
 
@@ -380,12 +411,12 @@ __device__ __forceinline__ bool sees_key(const key_rows &rows, int32_t query, in
 }
 
 /* p^T and ds^T become 0 where the query does not see the key. */
-template <int D>
-__device__ __forceinline__ void hide_queries(key_scores<D> &p, key_scores<D> &ds,
+template <int tiles>
+__device__ __forceinline__ void hide_queries(key_scores<tiles> &p, key_scores<tiles> &ds,
                                              const int32_t *first, const key_rows &rows)
 {
 #pragma unroll
-    for (int c = 0; c < 2 * keys_shape<D>::step_parts; c++)
+    for (int c = 0; c < tiles; c++)
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             const int column = 8 * c + (int)(threadIdx.x % 4) * 2 + i % 2;
@@ -396,12 +427,12 @@ __device__ __forceinline__ void hide_queries(key_scores<D> &p, key_scores<D> &ds
 
 /* p^T = exp(scale s^T - lse) in place of s^T, ds^T = p^T (dp^T - delta) in place of dp^T. stats: of
  * the step's queries. */
-template <int D>
-__device__ __forceinline__ void differentiate_step(key_scores<D> &p, key_scores<D> &ds,
+template <int tiles>
+__device__ __forceinline__ void differentiate_step(key_scores<tiles> &p, key_scores<tiles> &ds,
                                                    const stats_pair *stats, float scale_log2)
 {
 #pragma unroll
-    for (int c = 0; c < 2 * keys_shape<D>::step_parts; c++) {
+    for (int c = 0; c < tiles; c++) {
         const float4 pair = *reinterpret_cast<const float4 *>(stats + 8 * c + threadIdx.x % 4 * 2);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
@@ -412,12 +443,12 @@ __device__ __forceinline__ void differentiate_step(key_scores<D> &p, key_scores<
 }
 
 /* sums(16 keys x D) += weights(16 keys x queries) * queries(x D), the step's part of a tile */
-template <typename T, int D>
+template <typename T, int D, int tiles>
 __device__ __forceinline__ void add_queries(float (&sums)[1][D / 8][4],
-                                            const key_scores<D> &weights, uint32_t queries_lane)
+                                            const key_scores<tiles> &weights, uint32_t queries_lane)
 {
 #pragma unroll
-    for (int part = 0; part < keys_shape<D>::step_parts; part++) {
+    for (int part = 0; part < tiles / 2; part++) {
         uint32_t left[4];
         sums_to_left<T>(left, weights[2 * part], weights[2 * part + 1]);
         multiply_rows<T, D>(sums[0], left, queries_lane, part);
@@ -425,13 +456,13 @@ __device__ __forceinline__ void add_queries(float (&sums)[1][D / 8][4],
 }
 
 /* Values of q or dO that are not finite reach the keys that their queries see, and no others. */
-template <typename T, int D>
-__device__ __forceinline__ void set_apart_queries(float (&sums)[1][D / 8][4], uint32_t queries,
+template <typename T, int D, int queries>
+__device__ __forceinline__ void set_apart_queries(float (&sums)[1][D / 8][4], uint32_t tile,
                                                   const int32_t *first, const key_rows &rows)
 {
 #pragma unroll 1
-    for (int n = 0; n < PART_TOKENS * keys_shape<D>::step_parts; n++)
-        add_not_finite<T, D, 1>(sums, queries + n * tile_row_bytes<D>, [&](int row) {
+    for (int n = 0; n < queries; n++)
+        add_not_finite<T, D, 1>(sums, tile + n * tile_row_bytes<D>, [&](int row) {
             return sees_key(rows, token_of(first, n), 8 * row);
         });
 }
@@ -472,11 +503,11 @@ __device__ __forceinline__ void join_warps(float (&sums)[1][D / 8][4], float *sh
     __syncthreads();
 }
 
-template <typename T, int D, bool has_dk, bool has_dv>
-__global__ void __launch_bounds__(32 * keys_shape<D>::max_warps, D <= 128 ? 2 : 1)
+template <typename T, int D, int step_parts, bool has_dk, bool has_dv>
+__global__ void __launch_bounds__(32 * keys_shape<D, step_parts>::max_warps, D <= 128 ? 2 : 1)
     backward_keys_kernel(const __grid_constant__ backward_arguments x)
 {
-    using shape = keys_shape<D>;
+    using shape = keys_shape<D, step_parts>;
     extern __shared__ uint4 shared[];
     const hpa_geometry &g = x.geometry;
     __shared__ column_work work;
@@ -484,16 +515,17 @@ __global__ void __launch_bounds__(32 * keys_shape<D>::max_warps, D <= 128 ? 2 : 
     __shared__ bool exists;
     if (threadIdx.x == 0) {
         exists = find_column_work(g, x.mask, x.plan, work_index() / x.tiles_per_block, &work);
-        if (exists) {
+        if (exists)
             start_walk(&walk, work, g.group);
-            for (int32_t t = 0; t < 3; t++)
-                walk_on(&walk, g, x.mask, work.column, t);
-        }
     }
-    copy_async_wait();
     __syncthreads();
     if (!exists)
         return;
+    if (threadIdx.x < 32)
+        for (int32_t t = 0; t < 3; t++)
+            walk_on(&walk, g, x.mask, work.column, t);
+    copy_async_wait();
+    __syncthreads();
     const hpa_sequence &s = work.column.sequence;
     const int64_t kv_head = work.column.kv_head;
     const int64_t key_in_block = work_index() % x.tiles_per_block * x.tile_tokens;
@@ -539,10 +571,10 @@ __global__ void __launch_bounds__(32 * keys_shape<D>::max_warps, D <= 128 ? 2 : 
     copy_async_wait();
     __syncthreads();
     copy_queries(0);
-    key_operand<D> k, v;
-    hold_keys<D>(k, k_tile + warp_key * tile_row_bytes<D> + lane_offset<D>());
+    key_operand<D, shape::keys_in_registers> k, v;
+    hold_keys(k, k_tile + warp_key * tile_row_bytes<D> + lane_offset<D>());
     if constexpr (has_dk)
-        hold_keys<D>(v, v_tile + warp_key * tile_row_bytes<D> + lane_offset<D>());
+        hold_keys(v, v_tile + warp_key * tile_row_bytes<D> + lane_offset<D>());
 
     const key_rows rows = {(int32_t)first_key + warp_key + (int)(threadIdx.x % 32 / 4),
                            (int32_t)(s.kv_length - s.q_length), (int32_t)s.q_length, g.causal};
@@ -558,7 +590,7 @@ __global__ void __launch_bounds__(32 * keys_shape<D>::max_warps, D <= 128 ? 2 : 
         copy_async_wait();
         __syncthreads();
         find_query_parts(&walk, g, s, t + 2);
-        if (threadIdx.x == 0)
+        if (threadIdx.x < 32)
             walk_on(&walk, g, x.mask, work.column, t + 3);
         copy_queries(t + 1);
         const int32_t *first = walk.ring.first[t % GATHER_SLOTS];
@@ -566,34 +598,32 @@ __global__ void __launch_bounds__(32 * keys_shape<D>::max_warps, D <= 128 ? 2 : 
             g.causal && any_part_begins_before<shape::parts>(first, all_seen_from) &&
             __syncthreads_or(share_is_not_finite<T, D>(q_tile(t), 2 * shape::queries));
         for (int step = query_warp; step < shape::steps; step += query_warps) {
-            const int32_t *step_first = first + step * shape::step_parts;
-            const bool masked =
-                any_part_begins_before<shape::step_parts>(step_first, all_seen_from) ||
-                any_part_reaches<shape::step_parts>(step_first, rows.queries);
+            const int32_t *step_first = first + step * step_parts;
+            const bool masked = any_part_begins_before<step_parts>(step_first, all_seen_from) ||
+                                any_part_reaches<step_parts>(step_first, rows.queries);
             if (masked && !apart &&
-                !any_part_meets<shape::step_parts>(step_first, some_seen_from, rows.queries))
+                !any_part_meets<step_parts>(step_first, some_seen_from, rows.queries))
                 continue;
-            const uint32_t q_step = q_tile(t) + part_offset<D>(step * shape::step_parts, 0);
+            const uint32_t q_step = q_tile(t) + part_offset<D>(step * step_parts, 0);
             const uint32_t d_out_step = q_step + shape::query_tile_bytes;
-            key_scores<D> p, ds = {};
-            multiply_keys<T, D>(p, k, q_step + lane_offset_across<D>());
-            if (wants_dk)
-                multiply_keys<T, D>(ds, v, d_out_step + lane_offset_across<D>());
-            differentiate_step<D>(
-                p, ds, all_stats + t % 2 * shape::queries + step * shape::step_parts * PART_TOKENS,
-                x.scale_log2);
+            key_scores<2 * step_parts> p, ds;
+            multiply_keys<T>(p, ds, k, v, q_step + lane_offset_across<D>(),
+                             d_out_step + lane_offset_across<D>(), wants_dk);
+            differentiate_step(p, ds,
+                               all_stats + t % 2 * shape::queries + step * step_parts * PART_TOKENS,
+                               x.scale_log2);
             if (masked)
-                hide_queries<D>(p, ds, step_first, rows);
+                hide_queries(p, ds, step_first, rows);
             if (apart) {
                 __syncthreads();
                 if (wants_dk)
-                    set_apart_queries<T, D>(dk, q_step, step_first, rows);
+                    set_apart_queries<T, D, PART_TOKENS * step_parts>(dk, q_step, step_first, rows);
                 if (wants_dv)
-                    set_apart_queries<T, D>(dv, d_out_step, step_first, rows);
+                    set_apart_queries<T, D, PART_TOKENS * step_parts>(dv, d_out_step, step_first,
+                                                                      rows);
                 __syncthreads();
-                const uint32_t all_warps =
-                    q_step - part_offset<D>(query_warp * shape::step_parts, 0);
-                const int all_queries = PART_TOKENS * shape::step_parts * query_warps;
+                const uint32_t all_warps = q_step - part_offset<D>(query_warp * step_parts, 0);
+                const int all_queries = PART_TOKENS * step_parts * query_warps;
                 make_share_finite<T, D>(all_warps, all_queries);
                 make_share_finite<T, D>(all_warps + shape::query_tile_bytes, all_queries);
                 __syncthreads();
@@ -668,16 +698,16 @@ hpa_status launch_queries(const hpa_plan *plan, backward_arguments x, cudaStream
                            shape::shared_bytes(tiling.queries), stream, x);
 }
 
-template <typename T, int D, bool has_dk, bool has_dv>
+template <typename T, int D, int step_parts, bool has_dk, bool has_dv>
 hpa_status launch_keys(const hpa_plan *plan, backward_arguments x, cudaStream_t stream,
                        const char *name)
 {
-    using shape = keys_shape<D>;
+    using shape = keys_shape<D, step_parts>;
     const hpa_geometry *g = &plan->geometry;
     const int key_warps = shape::key_warps(g, plan->cuda.shared_bytes);
     x.tile_tokens = 16 * key_warps;
     x.tiles_per_block = (int)(g->block_k / x.tile_tokens);
-    return hpa_cuda_launch(name, backward_keys_kernel<T, D, has_dk, has_dv>,
+    return hpa_cuda_launch(name, backward_keys_kernel<T, D, step_parts, has_dk, has_dv>,
                            grid_of((x.plan.most_pieces + x.plan.columns) * x.tiles_per_block),
                            dim3((unsigned)(32 * key_warps * shape::query_warps(key_warps))),
                            shape::shared_bytes(key_warps), stream, x);
@@ -691,12 +721,15 @@ hpa_status launch_all_keys(const hpa_plan *plan, const backward_arguments &x, cu
     const column_arguments columns = {x.geometry, x.mask, x.plan, x.dk, x.dv, x.accumulate};
     HPA_TRY(launch_split_columns(columns, stream));
     if constexpr (D <= 128) {
-        HPA_TRY((launch_keys<T, D, true, true>(plan, x, stream, name)));
+        if (x.geometry.block_k == 16)
+            HPA_TRY((launch_keys<T, D, 1, true, true>(plan, x, stream, name)));
+        else
+            HPA_TRY((launch_keys<T, D, 2, true, true>(plan, x, stream, name)));
     } else {
         if (x.dk.data)
-            HPA_TRY((launch_keys<T, D, true, false>(plan, x, stream, name)));
+            HPA_TRY((launch_keys<T, D, 1, true, false>(plan, x, stream, name)));
         if (x.dv.data)
-            HPA_TRY((launch_keys<T, D, false, true>(plan, x, stream, name)));
+            HPA_TRY((launch_keys<T, D, 1, false, true>(plan, x, stream, name)));
     }
     return launch_join_columns<T>(columns, stream);
 }
