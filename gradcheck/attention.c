@@ -18,6 +18,16 @@ static hpa_status library_error(struct attention *attention, hpa_status status, 
                         hpa_last_error());
 }
 
+/* The status of a call whose work may still be under way: waits for it. */
+static hpa_status finish(struct attention *attention, hpa_status status, const char *call)
+{
+    if (status != HPA_OK)
+        return library_error(attention, status, call);
+    if (!memory_of(attention->desc.device)->wait())
+        return report_error(attention->report, HPA_CUDA_ERROR, "%s: its kernels failed", call);
+    return HPA_OK;
+}
+
 static hpa_exec exec_of(const struct attention *attention)
 {
     return (hpa_exec){.scratch = attention->scratch.data,
@@ -41,7 +51,7 @@ hpa_status attention_forward(struct attention *attention)
     tensor_fill(&attention->written[OUT], NAN);
     tensor_fill(&attention->written[LSE], NAN);
     hpa_status status = hpa_forward(attention->plan, attention->mask.data, &in, &out, &exec);
-    return status == HPA_OK ? HPA_OK : library_error(attention, status, "hpa_forward");
+    return finish(attention, status, "hpa_forward");
 }
 
 void attention_fill_gradients(struct attention *attention, double value)
@@ -72,7 +82,7 @@ hpa_status attention_backward(struct attention *attention, bool accumulate)
     }
     hpa_status status =
         hpa_backward(attention->plan, attention->mask.data, &in, &out, &gradients, &exec);
-    return status == HPA_OK ? HPA_OK : library_error(attention, status, "hpa_backward");
+    return finish(attention, status, "hpa_backward");
 }
 
 static hpa_status check_offsets(const struct attention *attention, const char *name,
@@ -109,10 +119,12 @@ static hpa_status create_plan(struct attention *attention, const int32_t *cu_seq
     hpa_status status = hpa_plan_create(&attention->plan, desc);
     if (status != HPA_OK)
         return report_error(attention->report, status, "%s", hpa_last_error());
-    if (desc->device != HPA_CPU)
+    if (!memory_of(desc->device))
         return report_error(attention->report, HPA_UNSUPPORTED,
-                            "desc.device is %s; the checker keeps its tensors on the CPU",
-                            desc->device == HPA_CUDA ? "HPA_CUDA" : "unknown");
+                            "desc.device is %d; this build of the checker cannot reach its memory",
+                            (int)desc->device);
+    attention->device_before = memory_of(desc->device)->enter(desc->device_id);
+    attention->entered = true;
     if (desc->packed)
         status = check_offsets(attention, "cu_seqlens_q", cu_seqlens_q, desc->total_q, desc->seq_q);
     if (desc->packed && status == HPA_OK)
@@ -248,6 +260,8 @@ static void strike_stage(struct attention *attention)
     buffer_destroy(&attention->cu_seqlens_q);
     buffer_destroy(&attention->cu_seqlens_kv);
     hpa_plan_destroy(attention->plan);
+    if (attention->entered)
+        memory_of(attention->desc.device)->enter(attention->device_before);
 }
 
 static hpa_status export_mask(struct attention *attention)
@@ -281,8 +295,9 @@ static hpa_status build_mask(struct attention *attention)
     hpa_inputs in = inputs_of(attention);
     hpa_mask_stats stats;
     hpa_status status = hpa_mask_build(attention->plan, &in, attention->mask.data, &exec);
+    status = finish(attention, status, "hpa_mask_build");
     if (status != HPA_OK)
-        return library_error(attention, status, "hpa_mask_build");
+        return status;
     status = hpa_mask_validate(attention->plan, attention->mask.data, &exec);
     if (status != HPA_OK)
         return library_error(attention, status, "hpa_mask_validate");

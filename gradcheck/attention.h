@@ -17,6 +17,8 @@ struct attention {
     struct random random;
 
     hpa_plan *plan;
+    bool entered; /* the plan's device is the thread's, and device_before was */
+    int32_t device_before;
     struct buffer mask;
     struct buffer scratch;
     struct buffer cu_seqlens_q;

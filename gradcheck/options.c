@@ -86,7 +86,7 @@ static const char help_text[] =
     "  --packed L1,L2   sequences of these lengths laid end to end, in the place of --batch,\n"
     "                   --seq and --seq-kv\n"
     "What is checked, and how:\n"
-    "  --backend NAME   cpu\n"
+    "  --backend NAME   cpu or cuda\n"
     "  --dtype NAME     f64 (the default), f32, f16 or bf16\n"
     "  --reference      the library's plain loops in the place of its fast kernels\n"
     "  --samples N      f64: elements of each input to compare, 0: all (2048)\n"
