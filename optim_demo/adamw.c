@@ -1,6 +1,6 @@
 #include "adamw.h"
 
-#include <math.h>
+#include <tgmath.h>
 
 void adamw_update(const adamw *self, int64_t offset, real *weights, const real *gradients,
                   int64_t n, int64_t step, double learning_rate, int decay)
@@ -17,7 +17,7 @@ void adamw_update(const adamw *self, int64_t offset, real *weights, const real *
         real g = gradients[i];
         first[i] = beta1 * first[i] + (1 - beta1) * g;
         second[i] = beta2 * second[i] + (1 - beta2) * g * g;
-        real root = (real)sqrt(second[i] * unbias2);
+        real root = sqrt(second[i] * unbias2);
         weights[i] = keep * weights[i] - rate * first[i] * unbias1 / (root + (real)1e-8);
     }
 }

@@ -30,6 +30,8 @@ bool report_open(report *self, const char *log_path, int64_t first_step, int64_t
                      .steps = steps,
                      .tokens_a_step = tokens_a_step,
                      .next_line = first_step + 1};
+    if (steps <= first_step)
+        return true;
     self->log = fopen(log_path, first_step > 0 ? "a" : "w");
     if (!self->log)
         return not_writable(log_path, why);

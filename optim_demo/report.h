@@ -24,7 +24,8 @@ typedef struct report_row {
     double loss, held_out_loss, learning_rate, gradient_norm, density;
 } report_row;
 
-/* A run that starts at step 0 begins the log anew; a resumed one adds to it. */
+/* A run that starts at step 0 begins the log anew; a resumed one adds to it; one without steps
+ * leaves it alone. */
 bool report_open(report *self, const char *log_path, int64_t first_step, int64_t steps,
                  int64_t tokens_a_step, failure *why);
 /* seconds: how long the step took. */

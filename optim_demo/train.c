@@ -128,6 +128,8 @@ static bool evaluate(training *self, failure *why)
             return false;
         if (interrupt_signal())
             return true;
+        if (!isfinite(loss))
+            return fail(why, "the loss on the held-out text is not finite: expected sound weights");
         sum += loss;
     }
     if (batches == 0)

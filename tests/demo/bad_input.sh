@@ -77,10 +77,17 @@ expect_bad "its note step" "${small[@]}" --resume step.st
 seq 2 5000 > other
 expect_bad "not the text of the checkpoint" "${small[@]}" --data other --resume good.st
 
+# Weights that are not numbers
+cp good.st nan.st
+header=$(od -An -tu8 -N8 good.st)
+# The embedding comes first; its row 10, the line end, starts after 10 * 32 numbers of 4 bytes.
+printf '\377\377\377\377' | dd of=nan.st bs=1 seek=$((8 + header + 1280)) conv=notrunc 2> /dev/null
+expect_bad "the held-out text is not finite" "${small[@]}" --from nan.st --steps 0
+
 # Places that cannot be written
 full=(--steps 1 --log log.csv --checkpoint x.st)
 expect_bad "it is not a regular file" "${small[@]}" "${full[@]}" --checkpoint /dev/full
-expect_bad "cannot write no/such/folder.st" "${small[@]}" "${full[@]}" --checkpoint no/such/folder.st
+expect_bad "cannot write no/folder.st" "${small[@]}" "${full[@]}" --checkpoint no/folder.st
 expect_bad "cannot write /dev/full: No space left" "${small[@]}" "${full[@]}" --log /dev/full
 expect_bad "cannot write /dev/full: No space left" "${small[@]}" "${full[@]}" --results /dev/full
 expect_bad "it is not a regular file" "${small[@]}" "${full[@]}" --mask-png /dev/full
