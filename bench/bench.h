@@ -21,7 +21,8 @@ typedef struct bench_options {
 typedef struct bench_result {
     int64_t seq;
     int64_t tree_levels;
-    double mask_ms;
+    double mask_ms;      /* with its transpose */
+    double transpose_ms; /* 0: not told apart */
     double forward_ms;
     double backward_ms;
     double density;
@@ -39,22 +40,31 @@ hpa_desc bench_desc(const bench_options *options, int64_t seq);
 const char *bench_backend_name(hpa_device device);
 const char *bench_dtype_name(hpa_dtype dtype);
 
+/* What the machine can do at best. */
+typedef struct bench_ceilings {
+    const char *gemm_name;
+    double gemm_gflops;
+    double copy_gbytes; /* read and written, a second; 0: not measured */
+} bench_ceilings;
+
 /* workload.c: false after one line on stderr. */
-bool bench_measure(const bench_options *options, int64_t seq, bench_result *result);
-double bench_now_ms(void);
+struct bench_device;
+bool bench_measure(const bench_options *options, const struct bench_device *device, int64_t seq,
+                   bench_result *result);
 double bench_median(double *values, int64_t n);
 
-/* Memory of the backend, aligned for any kernel; NULL when there is not enough. */
+/* host.c: memory aligned for any kernel, NULL when there is not enough; the clock. */
 void *bench_alloc(size_t bytes);
+double bench_now_ms(void);
 
 /* gemm.c: the rate of OpenBLAS on one square product with as many threads, in GFLOP/s. dgemm for
  * f64, else sgemm. Negative after one line on stderr. */
 double bench_gemm_gflops(const bench_options *options);
 
 /* report.c. False when the report could not be written. */
-bool bench_report_table(const bench_options *options, double gemm_gflops,
+bool bench_report_table(const bench_options *options, const bench_ceilings *ceilings,
                         const bench_result *results);
-bool bench_report_json(const bench_options *options, double gemm_gflops,
+bool bench_report_json(const bench_options *options, const bench_ceilings *ceilings,
                        const bench_result *results);
 
 #endif

@@ -1,6 +1,6 @@
 /* hpa-bench - how fast is libhpa on this machine, and how close to what the machine can do?
  * Exit status: 0 measured, 1 failed while measuring, 2 arguments or a description that cannot be. */
-#include "bench.h"
+#include "device.h"
 
 #include <stdio.h>
 
@@ -21,18 +21,19 @@ static bool check_lengths(const bench_options *options)
     return true;
 }
 
-static bool measure_and_report(const bench_options *options)
+static bool measure_and_report(const bench_options *options, const bench_device *device)
 {
     bench_result results[BENCH_MAX_LENGTHS];
-    double gemm_gflops = bench_gemm_gflops(options);
-    if (!(gemm_gflops > 0))
+    bench_ceilings ceilings = {.gemm_name = device->gemm_name(options)};
+    if (!device->gemm_gflops(options, &ceilings.gemm_gflops) ||
+        !device->copy_gbytes(options, &ceilings.copy_gbytes))
         return false;
     for (int64_t n = 0; n < options->n_lengths; n++) {
-        if (!bench_measure(options, options->lengths[n], &results[n]))
+        if (!bench_measure(options, device, options->lengths[n], &results[n]))
             return false;
     }
-    bool written = options->json ? bench_report_json(options, gemm_gflops, results)
-                                 : bench_report_table(options, gemm_gflops, results);
+    bool written = options->json ? bench_report_json(options, &ceilings, results)
+                                 : bench_report_table(options, &ceilings, results);
     if (!written)
         fprintf(stderr, "hpa-bench: the report could not be written\n");
     return written;
@@ -49,5 +50,6 @@ int main(int argc, char **argv)
     }
     if (!check_lengths(&options))
         return 2;
-    return measure_and_report(&options) ? 0 : 1;
+    const bench_device *device = bench_device_of(options.desc.device);
+    return device && measure_and_report(&options, device) ? 0 : 1;
 }

@@ -22,7 +22,7 @@ static double keys_per_query(const bench_options *options, const bench_result *r
     return result->pairs / (double)(options->desc.batch * options->desc.heads_q * result->seq);
 }
 
-static void print_header(const bench_options *options, double gemm_gflops)
+static void print_header(const bench_options *options, const bench_ceilings *ceilings)
 {
     const hpa_desc *desc = &options->desc;
     printf("%s\n", hpa_build_info());
@@ -37,23 +37,29 @@ static void print_header(const bench_options *options, double gemm_gflops)
     else
         printf("top_k %d, window %d, sink %d, beam %d%s\n", desc->top_k, desc->window, desc->sink,
                desc->beam, desc->share_heads ? ", heads of a group share a mask" : "");
-    printf("OpenBLAS %cgemm, %lld-square: %.1f GFLOP/s\n", desc->dtype == HPA_F64 ? 'd' : 's',
-           (long long)options->gemm_size, gemm_gflops);
+    printf("%s, %lld-square: %.1f GFLOP/s", ceilings->gemm_name, (long long)options->gemm_size,
+           ceilings->gemm_gflops);
+    if (ceilings->copy_gbytes > 0)
+        printf("; copy: %.0f GB/s read and written", ceilings->copy_gbytes);
+    printf("\n");
 }
 
-static void print_times(const bench_options *options, double gemm_gflops,
+static void print_times(const bench_options *options, const bench_ceilings *ceilings,
                         const bench_result *results)
 {
+    const bool tera = options->desc.device == HPA_CUDA;
+    const double unit = tera ? 1e3 : 1;
     printf("\n%8s %8s %10s %9s %10s %11s %15s %15s\n", "seq", "density", "keys/query", "mask ms",
-           "forward ms", "backward ms", "forward GF/s", "backward GF/s");
+           "forward ms", "backward ms", tera ? "forward TF/s" : "forward GF/s",
+           tera ? "backward TF/s" : "backward GF/s");
     for (int64_t n = 0; n < options->n_lengths; n++) {
         const bench_result *r = &results[n];
         double forward = gflops(options, r, FORWARD_FLOPS, r->forward_ms);
         double backward = gflops(options, r, BACKWARD_FLOPS, r->backward_ms);
         printf("%8lld %7.2f%% %10.1f %9.2f %10.2f %11.2f %7.1f (%.2fx) %7.1f (%.2fx)\n",
                (long long)r->seq, 100 * r->density, keys_per_query(options, r), r->mask_ms,
-               r->forward_ms, r->backward_ms, forward, forward / gemm_gflops, backward,
-               backward / gemm_gflops);
+               r->forward_ms, r->backward_ms, forward / unit, forward / ceilings->gemm_gflops,
+               backward / unit, backward / ceilings->gemm_gflops);
     }
 }
 
@@ -68,35 +74,40 @@ static void print_per_token(const bench_options *options, const bench_result *re
                ns_per_token(options, r, r->forward_ms), ns_per_token(options, r, r->backward_ms),
                (double)r->mask_bytes * 1e-6, (double)r->scratch_bytes * 1e-6);
     }
+    for (int64_t n = 0; options->desc.device == HPA_CUDA && n < options->n_lengths; n++)
+        printf("%s%lld: %.3f ms",
+               n ? ", " : "\nof the mask, its transpose: ", (long long)results[n].seq,
+               results[n].transpose_ms);
     printf("\n(x): of the rate of the matrix product. levels: of the tree search, for the last "
            "queries.\n");
 }
 
-bool bench_report_table(const bench_options *options, double gemm_gflops,
+bool bench_report_table(const bench_options *options, const bench_ceilings *ceilings,
                         const bench_result *results)
 {
-    print_header(options, gemm_gflops);
-    print_times(options, gemm_gflops, results);
+    print_header(options, ceilings);
+    print_times(options, ceilings, results);
     print_per_token(options, results);
     return fflush(stdout) == 0;
 }
 
-static json_t *result_object(const bench_options *options, double gemm_gflops,
+static json_t *result_object(const bench_options *options, const bench_ceilings *ceilings,
                              const bench_result *r)
 {
     double forward = gflops(options, r, FORWARD_FLOPS, r->forward_ms);
     double backward = gflops(options, r, BACKWARD_FLOPS, r->backward_ms);
     /* clang-format off */
-    return json_pack("{sI sf sf sf sf sf sf sf sf sf sf sI sI sI}",
+    return json_pack("{sI sf sf sf sf sf sf sf sf sf sf sf sI sI sI}",
                      "seq", (json_int_t)r->seq,
                      "mask_ms", r->mask_ms,
+                     "transpose_ms", r->transpose_ms,
                      "forward_ms", r->forward_ms,
                      "backward_ms", r->backward_ms,
                      "forward_gflops", forward,
                      "backward_gflops", backward,
-                     "gemm_gflops", gemm_gflops,
-                     "forward_vs_gemm", forward / gemm_gflops,
-                     "backward_vs_gemm", backward / gemm_gflops,
+                     "gemm_gflops", ceilings->gemm_gflops,
+                     "forward_vs_gemm", forward / ceilings->gemm_gflops,
+                     "backward_vs_gemm", backward / ceilings->gemm_gflops,
                      "density", r->density,
                      "keys_per_query", keys_per_query(options, r),
                      "tree_levels", (json_int_t)r->tree_levels,
@@ -105,11 +116,11 @@ static json_t *result_object(const bench_options *options, double gemm_gflops,
     /* clang-format on */
 }
 
-static json_t *description_object(const bench_options *options)
+static json_t *description_object(const bench_options *options, const bench_ceilings *ceilings)
 {
     const hpa_desc *desc = &options->desc;
     /* clang-format off */
-    return json_pack("{ss ss ss si sI sI sI sI sb si si si si si si sb sb sI sI}",
+    return json_pack("{ss ss ss si sI sI sI sI sb si si si si si si sb sb sI sI sf}",
                      "build", hpa_build_info(),
                      "backend", bench_backend_name(desc->device),
                      "dtype", bench_dtype_name(desc->dtype),
@@ -128,18 +139,19 @@ static json_t *description_object(const bench_options *options)
                      "share_heads", desc->share_heads,
                      "dense", options->dense,
                      "repeat", (json_int_t)options->repeat,
-                     "gemm_size", (json_int_t)options->gemm_size);
+                     "gemm_size", (json_int_t)options->gemm_size,
+                     "copy_gbytes", ceilings->copy_gbytes);
     /* clang-format on */
 }
 
-bool bench_report_json(const bench_options *options, double gemm_gflops,
+bool bench_report_json(const bench_options *options, const bench_ceilings *ceilings,
                        const bench_result *results)
 {
-    json_t *report = description_object(options);
+    json_t *report = description_object(options, ceilings);
     json_t *array = json_array();
     bool complete = report && array;
     for (int64_t n = 0; complete && n < options->n_lengths; n++)
-        complete = !json_array_append_new(array, result_object(options, gemm_gflops, &results[n]));
+        complete = !json_array_append_new(array, result_object(options, ceilings, &results[n]));
     complete = !json_object_set_new(report, "results", array) && complete;
     bool written = complete &&
                    !json_dumpf(report, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(15)) &&

@@ -1,17 +1,8 @@
 /* workload.c - random inputs of one length, and the time of mask, forward and backward on them. */
-#include "bench.h"
+#include "device.h"
 
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <time.h>
-
-double bench_now_ms(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec * 1e3 + (double)now.tv_nsec * 1e-6;
-}
 
 static int compare_doubles(const void *a, const void *b)
 {
@@ -25,84 +16,32 @@ double bench_median(double *values, int64_t n)
     return (values[(n - 1) / 2] + values[n / 2]) / 2;
 }
 
-void *bench_alloc(size_t bytes)
-{
-    const size_t alignment = 64;
-    return aligned_alloc(alignment, (bytes / alignment + 1) * alignment);
-}
-
-/* Random inputs */
-
-/* splitmix64 */
-static uint64_t random_bits(uint64_t *state)
-{
-    uint64_t z = *state += 0x9e3779b97f4a7c15u;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-}
-
-/* The sum of four uniform numbers: nearly normal, mean 0, variance 1. */
-static double random_normal(uint64_t *state)
-{
-    const double sqrt_3 = 1.7320508075688772;
-    uint64_t bits = random_bits(state);
-    double sum = 0;
-    for (int part = 0; part < 4; part++)
-        sum += (double)(bits >> (16 * part) & 0xffff);
-    return (sum / 65535 - 2) * sqrt_3;
-}
-
-/* Cuts the last bits off: good enough for inputs that are random anyway. */
-static uint16_t to_16_bits(double value, hpa_dtype dtype)
-{
-    float single = (float)value;
-    uint32_t bits;
-    memcpy(&bits, &single, sizeof bits);
-    if (dtype == HPA_BF16)
-        return (uint16_t)(bits >> 16);
-    uint32_t sign = bits >> 16 & 0x8000;
-    uint32_t magnitude = bits & 0x7fffffff;
-    const uint32_t smallest_normal = 113u << 23; /* 2^-14; below it: zero */
-    if (magnitude < smallest_normal)
-        return (uint16_t)sign;
-    return (uint16_t)(sign | (magnitude - (112u << 23)) >> 13);
-}
-
-static void fill_random(const hpa_tensor *tensor, uint64_t seed)
-{
-    int64_t n = tensor->shape[0] * tensor->stride[0];
-    for (int64_t i = 0; i < n; i++) {
-        double value = random_normal(&seed);
-        if (tensor->dtype == HPA_F64)
-            ((double *)tensor->data)[i] = value;
-        else if (tensor->dtype == HPA_F32)
-            ((float *)tensor->data)[i] = (float)value;
-        else
-            ((uint16_t *)tensor->data)[i] = to_16_bits(value, tensor->dtype);
-    }
-}
-
 /* Buffers of one length */
 
+#define MAX_SETS 8
+
+/* What a step reads. Steps take turns with the sets, so that no cache holds the next one. */
+typedef struct input_set {
+    hpa_inputs in;
+    hpa_tensor d_out;
+} input_set;
+
 typedef struct workload {
+    const bench_device *device;
     hpa_plan *plan;
+    hpa_plan *search_plan; /* the same but for the transpose; NULL: not measured */
     hpa_sizes sizes;
     void *mask;
     hpa_exec exec;
-    hpa_inputs in;
+    input_set sets[MAX_SETS];
+    int64_t n_sets;
     hpa_outputs out;
     hpa_gradients grads;
 } workload;
 
-static size_t dtype_bytes(hpa_dtype dtype)
-{
-    return dtype == HPA_F64 ? 8 : dtype == HPA_F32 ? 4 : 2;
-}
-
 /* A contiguous tensor [batch, heads, tokens, dim]; dim 0: [batch, heads, tokens]. */
-static bool tensor_alloc(hpa_tensor *tensor, hpa_dtype dtype, int64_t batch, int64_t heads,
-                         int64_t tokens, int64_t dim)
+static bool tensor_alloc(const bench_device *device, hpa_tensor *tensor, hpa_dtype dtype,
+                         int64_t batch, int64_t heads, int64_t tokens, int64_t dim)
 {
     int64_t row = dim ? dim : 1;
     *tensor = (hpa_tensor){
@@ -111,8 +50,29 @@ static bool tensor_alloc(hpa_tensor *tensor, hpa_dtype dtype, int64_t batch, int
         .shape = {batch, heads, tokens, dim},
         .stride = {heads * tokens * row, tokens * row, row, dim ? 1 : 0},
     };
-    tensor->data = bench_alloc((size_t)(batch * tensor->stride[0]) * dtype_bytes(dtype));
+    tensor->data = device->allocate((size_t)(batch * tensor->stride[0]) * bench_dtype_bytes(dtype));
     return tensor->data;
+}
+
+static bool like_q(const workload *work, const hpa_desc *desc, hpa_tensor *tensor)
+{
+    return tensor_alloc(work->device, tensor, desc->dtype, desc->batch, desc->heads_q, desc->seq_q,
+                        desc->head_dim);
+}
+
+static bool like_k(const workload *work, const hpa_desc *desc, hpa_tensor *tensor)
+{
+    return tensor_alloc(work->device, tensor, desc->dtype, desc->batch, desc->heads_kv,
+                        desc->seq_kv, desc->head_dim);
+}
+
+static int64_t count_sets(const workload *work, const hpa_desc *desc)
+{
+    const int64_t elements = 2 * desc->batch * desc->head_dim *
+                             (desc->heads_q * desc->seq_q + desc->heads_kv * desc->seq_kv);
+    const size_t bytes = (size_t)elements * bench_dtype_bytes(desc->dtype);
+    const size_t sets = bytes ? work->device->input_bytes / bytes + 1 : 1;
+    return sets < MAX_SETS ? (int64_t)sets : MAX_SETS;
 }
 
 static size_t max_size(size_t a, size_t b)
@@ -123,33 +83,82 @@ static size_t max_size(size_t a, size_t b)
 static bool workload_alloc(workload *work, const hpa_desc *desc)
 {
     hpa_dtype lse_dtype = desc->dtype == HPA_F64 ? HPA_F64 : HPA_F32;
-    hpa_tensor *shaped_as_q[] = {&work->in.q, &work->out.out, &work->grads.d_out, &work->grads.dq};
-    hpa_tensor *shaped_as_k[] = {&work->in.k, &work->in.v, &work->grads.dk, &work->grads.dv};
-    for (int n = 0; n < 4; n++) {
-        if (!tensor_alloc(shaped_as_q[n], desc->dtype, desc->batch, desc->heads_q, desc->seq_q,
-                          desc->head_dim) ||
-            !tensor_alloc(shaped_as_k[n], desc->dtype, desc->batch, desc->heads_kv, desc->seq_kv,
-                          desc->head_dim))
+    work->n_sets = count_sets(work, desc);
+    for (int64_t n = 0; n < work->n_sets; n++) {
+        input_set *set = &work->sets[n];
+        if (!like_q(work, desc, &set->in.q) || !like_k(work, desc, &set->in.k) ||
+            !like_k(work, desc, &set->in.v) || !like_q(work, desc, &set->d_out))
             return false;
     }
+    work->exec.stream = work->device->stream();
     work->exec.scratch_bytes =
         max_size(work->sizes.mask_scratch,
                  max_size(work->sizes.forward_scratch, work->sizes.backward_scratch));
-    work->exec.scratch = bench_alloc(work->exec.scratch_bytes);
-    work->mask = bench_alloc(work->sizes.mask);
-    return work->mask && work->exec.scratch &&
-           tensor_alloc(&work->out.lse, lse_dtype, desc->batch, desc->heads_q, desc->seq_q, 0);
+    work->exec.scratch = work->device->allocate(work->exec.scratch_bytes);
+    work->mask = work->device->allocate(work->sizes.mask);
+    return work->mask && work->exec.scratch && like_q(work, desc, &work->out.out) &&
+           like_q(work, desc, &work->grads.dq) && like_k(work, desc, &work->grads.dk) &&
+           like_k(work, desc, &work->grads.dv) &&
+           tensor_alloc(work->device, &work->out.lse, lse_dtype, desc->batch, desc->heads_q,
+                        desc->seq_q, 0);
+}
+
+static void release(const workload *work, void *memory)
+{
+    if (memory)
+        work->device->release(memory);
 }
 
 static void workload_free(workload *work)
 {
-    void *buffers[] = {work->in.q.data,     work->in.k.data,     work->in.v.data,
-                       work->out.out.data,  work->out.lse.data,  work->grads.d_out.data,
-                       work->grads.dq.data, work->grads.dk.data, work->grads.dv.data,
-                       work->exec.scratch,  work->mask};
+    void *buffers[] = {work->out.out.data,  work->out.lse.data,  work->grads.dq.data,
+                       work->grads.dk.data, work->grads.dv.data, work->exec.scratch,
+                       work->mask};
     for (size_t n = 0; n < sizeof buffers / sizeof *buffers; n++)
-        free(buffers[n]);
+        release(work, buffers[n]);
+    for (int64_t n = 0; n < work->n_sets; n++) {
+        release(work, work->sets[n].in.q.data);
+        release(work, work->sets[n].in.k.data);
+        release(work, work->sets[n].in.v.data);
+        release(work, work->sets[n].d_out.data);
+    }
     hpa_plan_destroy(work->plan);
+    hpa_plan_destroy(work->search_plan);
+}
+
+/* Random inputs: a pattern over and over, of a length that is no multiple of any row's. */
+
+#define PATTERN INT64_C(4194301)
+
+static bool fill_random(const workload *work, const hpa_tensor *tensor, void *pattern,
+                        uint64_t seed)
+{
+    const size_t element = bench_dtype_bytes(tensor->dtype);
+    const int64_t n = tensor->shape[0] * tensor->stride[0];
+    bench_random(pattern, tensor->dtype, n < PATTERN ? n : PATTERN, seed);
+    bool ok = true;
+    for (int64_t first = 0; ok && first < n; first += PATTERN) {
+        const int64_t count = n - first < PATTERN ? n - first : PATTERN;
+        ok = work->device->write((char *)tensor->data + (size_t)first * element, pattern,
+                                 (size_t)count * element);
+    }
+    return ok;
+}
+
+static bool fill_sets(const workload *work)
+{
+    void *pattern = malloc((size_t)PATTERN * sizeof(double));
+    bool ok = pattern;
+    for (int64_t n = 0; ok && n < work->n_sets; n++) {
+        const input_set *set = &work->sets[n];
+        const uint64_t seed = 4 * (uint64_t)n;
+        ok = fill_random(work, &set->in.q, pattern, seed + 1) &&
+             fill_random(work, &set->in.k, pattern, seed + 2) &&
+             fill_random(work, &set->in.v, pattern, seed + 3) &&
+             fill_random(work, &set->d_out, pattern, seed + 4);
+    }
+    free(pattern);
+    return ok;
 }
 
 /* Measuring */
@@ -162,42 +171,74 @@ static bool succeeded(hpa_status status, const char *call)
     return false;
 }
 
+/* Times of the parts of every step. */
+typedef struct step_times {
+    double *mask_ms, *forward_ms, *backward_ms, *search_ms;
+} step_times;
+
 /* One training step; the time of each call goes to its own array. */
-static bool run_step(workload *work, double *mask_ms, double *forward_ms, double *backward_ms)
+static bool run_step(workload *work, const input_set *set, const step_times *times, int64_t r)
 {
-    double start = bench_now_ms();
-    if (!succeeded(hpa_mask_build(work->plan, &work->in, work->mask, &work->exec),
-                   "hpa_mask_build"))
+    const bench_device *device = work->device;
+    work->grads.d_out = set->d_out;
+    const bool ok =
+        device->mark(0) &&
+        succeeded(hpa_mask_build(work->plan, &set->in, work->mask, &work->exec),
+                  "hpa_mask_build") &&
+        device->mark(1) &&
+        succeeded(hpa_forward(work->plan, work->mask, &set->in, &work->out, &work->exec),
+                  "hpa_forward") &&
+        device->mark(2) &&
+        succeeded(
+            hpa_backward(work->plan, work->mask, &set->in, &work->out, &work->grads, &work->exec),
+            "hpa_backward") &&
+        device->mark(3) && device->wait();
+    if (!ok)
         return false;
-    double built = bench_now_ms();
-    if (!succeeded(hpa_forward(work->plan, work->mask, &work->in, &work->out, &work->exec),
-                   "hpa_forward"))
-        return false;
-    double forward = bench_now_ms();
-    if (!succeeded(
-            hpa_backward(work->plan, work->mask, &work->in, &work->out, &work->grads, &work->exec),
-            "hpa_backward"))
-        return false;
-    *mask_ms = built - start;
-    *forward_ms = forward - built;
-    *backward_ms = bench_now_ms() - forward;
+    times->mask_ms[r] = device->elapsed_ms(0, 1);
+    times->forward_ms[r] = device->elapsed_ms(1, 2);
+    times->backward_ms[r] = device->elapsed_ms(2, 3);
     return true;
 }
 
-/* The first step warms up: its times are written over by those of the second. */
+/* The mask alone, without its transpose. The mask has room for more. */
+static bool run_search(workload *work, const input_set *set, const step_times *times, int64_t r)
+{
+    const bench_device *device = work->device;
+    if (!device->mark(0) ||
+        !succeeded(hpa_mask_build(work->search_plan, &set->in, work->mask, &work->exec),
+                   "hpa_mask_build") ||
+        !device->mark(1) || !device->wait())
+        return false;
+    times->search_ms[r] = device->elapsed_ms(0, 1);
+    return true;
+}
+
+/* The first round warms up: its times are written over by those of the second. */
+static bool time_rounds(workload *work, int64_t repeat, const step_times *times,
+                        bool (*run)(workload *, const input_set *, const step_times *, int64_t))
+{
+    bool ok = true;
+    for (int64_t r = -1; ok && r < repeat; r++)
+        ok = run(work, &work->sets[(r + 1) % work->n_sets], times, r < 0 ? 0 : r);
+    return ok;
+}
+
 static bool time_steps(workload *work, int64_t repeat, bench_result *result)
 {
-    double *times = calloc(3 * (size_t)repeat, sizeof *times);
-    double *mask_ms = times, *forward_ms = times + repeat, *backward_ms = times + 2 * repeat;
-    bool ok = times && run_step(work, mask_ms, forward_ms, backward_ms);
-    for (int64_t r = 0; ok && r < repeat; r++)
-        ok = run_step(work, mask_ms + r, forward_ms + r, backward_ms + r);
+    double *all = calloc(4 * (size_t)repeat, sizeof *all);
+    const step_times times = {all, all + repeat, all + 2 * repeat, all + 3 * repeat};
+    /* the whole steps come last, so that their mask is the one that is looked into */
+    bool ok = all && (!work->search_plan || time_rounds(work, repeat, &times, run_search)) &&
+              time_rounds(work, repeat, &times, run_step);
     if (ok) {
-        result->mask_ms = bench_median(mask_ms, repeat);
-        result->forward_ms = bench_median(forward_ms, repeat);
-        result->backward_ms = bench_median(backward_ms, repeat);
+        result->mask_ms = bench_median(times.mask_ms, repeat);
+        result->forward_ms = bench_median(times.forward_ms, repeat);
+        result->backward_ms = bench_median(times.backward_ms, repeat);
+        result->transpose_ms =
+            work->search_plan ? result->mask_ms - bench_median(times.search_ms, repeat) : 0;
     }
-    free(times);
+    free(all);
     return ok;
 }
 
@@ -234,11 +275,7 @@ static bool measure_workload(workload *work, const hpa_desc *desc, int64_t repea
                              bench_result *result)
 {
     hpa_mask_stats stats;
-    fill_random(&work->in.q, 1);
-    fill_random(&work->in.k, 2);
-    fill_random(&work->in.v, 3);
-    fill_random(&work->grads.d_out, 4);
-    if (!time_steps(work, repeat, result) ||
+    if (!fill_sets(work) || !time_steps(work, repeat, result) ||
         !succeeded(hpa_mask_statistics(work->plan, work->mask, &stats, &work->exec),
                    "hpa_mask_statistics"))
         return false;
@@ -247,12 +284,23 @@ static bool measure_workload(workload *work, const hpa_desc *desc, int64_t repea
     return true;
 }
 
-bool bench_measure(const bench_options *options, int64_t seq, bench_result *result)
+/* On CUDA, where the mask's cost is small, its transpose is told apart. */
+static bool create_plans(workload *work, const hpa_desc *desc)
+{
+    hpa_desc search = *desc;
+    search.training = false;
+    return succeeded(hpa_plan_create(&work->plan, desc), "hpa_plan_create") &&
+           succeeded(hpa_plan_sizes(work->plan, &work->sizes), "hpa_plan_sizes") &&
+           (desc->device == HPA_CPU ||
+            succeeded(hpa_plan_create(&work->search_plan, &search), "hpa_plan_create"));
+}
+
+bool bench_measure(const bench_options *options, const bench_device *device, int64_t seq,
+                   bench_result *result)
 {
     hpa_desc desc = bench_desc(options, seq);
-    workload work = {0};
-    bool ok = succeeded(hpa_plan_create(&work.plan, &desc), "hpa_plan_create") &&
-              succeeded(hpa_plan_sizes(work.plan, &work.sizes), "hpa_plan_sizes");
+    workload work = {.device = device};
+    bool ok = create_plans(&work, &desc);
     if (ok && !workload_alloc(&work, &desc)) {
         fprintf(stderr, "hpa-bench: not enough memory for %lld tokens\n", (long long)seq);
         ok = false;
