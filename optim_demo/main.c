@@ -54,8 +54,6 @@ static bool draw_mask(training *t, failure *why)
     enum { PIXELS = 1024 };
     const options *o = t->options;
     char *drawing = NULL;
-    if (isnan(t->density))
-        return fail(why, "--mask-png draws a mask of the evaluation, expected held-out text");
     bool done =
         attention_draw_mask(t->model->attention, o->mask_layer, o->mask_head, &drawing, why) &&
         mask_picture_write(o->mask_png, drawing, PIXELS, why);
@@ -68,8 +66,9 @@ static bool conclude(training *t, failure *why)
 {
     const options *o = t->options;
     double speed = report_speed(&t->report, t->state.step);
-    report_say(&t->report, "held-out loss %.4f nats a byte, %.1f%% of the pairs attended to",
-               t->held_out_loss, 100 * t->density);
+    if (!isnan(t->held_out_loss))
+        report_say(&t->report, "held-out loss %.4f nats a byte, %.1f%% of the pairs attended to",
+                   t->held_out_loss, 100 * t->density);
     if (speed > 0)
         report_say(&t->report, "%.0f tokens a second in training, checkpoint in %s", speed,
                    o->checkpoint);

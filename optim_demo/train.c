@@ -31,7 +31,18 @@ static bool check_places(const options *o, failure *why)
                     "--mask-layer %" PRId64 " --mask-head %" PRId64 ": expected less than %" PRId64
                     " layers and %" PRId64 " heads",
                     o->mask_layer, o->mask_head, o->shape.layers, o->shape.heads);
+    return true;
+}
+
+/* Will the end have what its sample and its picture are made from? */
+static bool check_ending(const options *o, const text_data *data, failure *why)
+{
+    bool held_out = data->train_size < data->size;
     int64_t prompt = o->prompt ? (int64_t)strlen(o->prompt) : o->shape.context / 2;
+    if (o->mask_png && !held_out)
+        return fail(why, "--mask-png draws a mask of the evaluation: expected text held out");
+    if (o->sample > 0 && !o->prompt && !held_out)
+        return fail(why, "--sample with no text held out: expected --prompt");
     if (o->sample > 0 && (prompt == 0 || prompt + o->sample > o->shape.context))
         return fail(why,
                     "--sample %" PRId64 " after a prompt of %" PRId64
@@ -77,6 +88,7 @@ bool training_open(training *self, options *o, failure *why)
     bool done = open_source(o, &file, why) && check_places(o, why) &&
                 data_load(&self->data, o->data, o->held_out, why) &&
                 data_check(&self->data, o->data, o->shape.batch, o->shape.context, why) &&
+                check_ending(o, &self->data, why) &&
                 model_create(&self->model, &o->shape, &o->attention, why) && make_room(self, why) &&
                 fill_model(self, file, why);
     safetensors_free(file);

@@ -42,6 +42,8 @@ expect_bad "batch * context" "${small[@]}" --batch 65536 --context 16777216
 expect_bad "block_k" "${small[@]}" --block-k 48
 expect_bad "block_q" "${small[@]}" --block-q 24
 expect_bad "expected a prompt, and both to fit" "${small[@]}" --sample 90
+expect_bad "no text held out: expected --prompt" "${small[@]}" --held-out 0 --sample 9
+expect_bad "expected text held out" "${small[@]}" --held-out 0 --mask-png x.png
 expect_bad "--mask-layer 2" "${small[@]}" --mask-png x.png --mask-layer 2
 
 # Checkpoints: what does not exist, is damaged, or belongs to something else
