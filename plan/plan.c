@@ -78,6 +78,18 @@ static void describe(hpa_plan *plan)
              g->rows, g->capacity, levels, plan->sizes.mask);
 }
 
+/* Rows times blocks of a row can exceed 64 bits, long after they exceed any memory. */
+static hpa_status check_mask_size(const hpa_geometry *g)
+{
+    const double bytes = (double)g->rows * (double)g->capacity * 2 * sizeof(int32_t);
+    if (bytes < 0x1p60)
+        return HPA_OK;
+    return hpa_fail(HPA_INVALID_ARGUMENT,
+                    "desc asks for a mask of %" PRId64 " rows of %" PRId64
+                    " blocks, expected less than 2^60 bytes",
+                    g->rows, g->capacity);
+}
+
 hpa_status hpa_plan_create(hpa_plan **plan_out, const hpa_desc *desc)
 {
     HPA_TRY(hpa_check_pointer("plan", plan_out));
@@ -88,7 +100,9 @@ hpa_status hpa_plan_create(hpa_plan **plan_out, const hpa_desc *desc)
         return hpa_fail(HPA_OUT_OF_MEMORY, "no memory for a plan of %zu bytes", sizeof *plan);
     plan->desc = *desc;
     plan->geometry = hpa_geometry_of(desc);
-    hpa_status status = choose_device(plan);
+    hpa_status status = check_mask_size(&plan->geometry);
+    if (status == HPA_OK)
+        status = choose_device(plan);
     if (status == HPA_OK)
         status = choose_kernels(plan);
     if (status != HPA_OK) {
