@@ -37,6 +37,11 @@ enable_language(CUDA)
 find_package(CUDAToolkit 12.0 REQUIRED)
 target_sources(hpa PRIVATE ${hpa_cuda_sources})
 target_compile_definitions(hpa PRIVATE HPA_WITH_CUDA)
+list(JOIN HPA_CUDA_ARCHITECTURES ", " architectures)
+set_property(
+  SOURCE core/build_info.c APPEND
+  PROPERTY COMPILE_DEFINITIONS
+           "HPA_CUDA_BUILD=\", cuda (nvcc ${CMAKE_CUDA_COMPILER_VERSION}\; ${architectures})\"")
 if(HPA_CUDA_ARCHITECTURES MATCHES "90a")
   target_compile_definitions(hpa PRIVATE HPA_WITH_SM90A)
 endif()

@@ -4,6 +4,10 @@
 #define TEXT_OF(x) #x
 #define TEXT(x) TEXT_OF(x)
 
+#ifndef HPA_CUDA_BUILD /* ", cuda (compiler; architectures)" */
+#define HPA_CUDA_BUILD ""
+#endif
+
 int hpa_version(void)
 {
     return HPA_VERSION;
@@ -12,5 +16,5 @@ int hpa_version(void)
 const char *hpa_build_info(void)
 {
     return "libhpa " TEXT(HPA_VERSION_MAJOR) "." TEXT(HPA_VERSION_MINOR) "." TEXT(
-        HPA_VERSION_PATCH) ", commit " HPA_COMMIT ", " HPA_COMPILER ", backends: cpu";
+        HPA_VERSION_PATCH) ", commit " HPA_COMMIT ", " HPA_COMPILER ", backends: cpu" HPA_CUDA_BUILD;
 }
