@@ -19,9 +19,8 @@
 #include "backward/columns.cuh"
 #include "backward/kernels.h"
 #include "backward/row_stats.cuh"
+#include "core/cuda/key_stream.cuh"
 #include "core/cuda/store.cuh"
-#include "core/cuda/tiling.h"
-#include "core/cuda/visible.cuh"
 
 namespace
 {
@@ -46,14 +45,7 @@ template <int D> struct queries_shape {
     static constexpr int groups = D <= 128 ? 2 : 1; /* of 16 queries, in a warp */
     static constexpr int keys = 32;
     static constexpr int parts = keys / PART_TOKENS;
-    static constexpr int key_tile_bytes = keys * tile_row_bytes<D>;
     static constexpr int max_warps = 4;
-
-    static size_t shared_bytes(int queries)
-    {
-        return (size_t)(2 * queries * tile_row_bytes<D> + 4 * key_tile_bytes) +
-               sizeof(gather_ring<parts>);
-    }
 };
 
 template <int D>
@@ -112,112 +104,90 @@ __device__ __forceinline__ void add_keys(query_sums<D> &dq, const query_scores<D
     }
 }
 
+template <int D>
+__device__ __forceinline__ void load_stats(query_stats<D> &stats, const backward_arguments &x,
+                                           const query_tile &tile, int warp_query)
+{
+    const int64_t lane_query = tile.begin + warp_query + threadIdx.x % 32 / 4;
+#pragma unroll
+    for (int n = 0; n < 2 * queries_shape<D>::groups; n++) {
+        const int64_t query = hpa_min(lane_query + 8 * n, tile.end - 1);
+        stats[n / 2][n % 2] = x.stats[flat_query(x.geometry, tile.sequence, tile.head, query)];
+    }
+}
+
 template <typename T, int D>
-__global__ void __launch_bounds__(32 * queries_shape<D>::max_warps, D <= 128 ? 2 : 1)
-    backward_queries_kernel(const __grid_constant__ backward_arguments x)
+__device__ __forceinline__ void store_dq(const backward_arguments &x, const query_tile &tile,
+                                         const query_sums<D> &dq, uint32_t warp_tile,
+                                         int warp_query)
 {
     using shape = queries_shape<D>;
-    extern __shared__ uint4 shared[];
-    const hpa_geometry &g = x.geometry;
-    __shared__ query_tile tile; /* shared, to leave the registers to the sums */
-    __shared__ block_list list;
-    if (threadIdx.x == 0) {
-        if (find_query_tile(g, x.mask, work_index(), x.tiles_per_block, x.tile_tokens, &tile))
-            list = row_list(g, x.mask, tile.sequence, tile.mask_row);
-        else
-            tile.begin = tile.end = 0;
-    }
-    __syncthreads();
-    if (tile.begin == tile.end)
-        return;
     const hpa_sequence &s = tile.sequence;
-    const int64_t kv_head = tile.head / g.group;
-    const T *k = row_at<const T>(x.k, s.batch, kv_head, s.kv_start, 0);
-    const T *v = row_at<const T>(x.v, s.batch, kv_head, s.kv_start, 0);
-    const int32_t kv_length = (int32_t)s.kv_length;
-
-    const uint32_t q_tile = shared_offset(shared);
-    const uint32_t d_out_tile = q_tile + x.tile_tokens * tile_row_bytes<D>;
-    const uint32_t kv_tiles = d_out_tile + x.tile_tokens * tile_row_bytes<D>;
-    gather_ring<shape::parts> *ring = reinterpret_cast<gather_ring<shape::parts> *>(
-        reinterpret_cast<unsigned char *>(shared) + 2 * x.tile_tokens * tile_row_bytes<D> +
-        4 * shape::key_tile_bytes);
-    const auto k_tile = [&](int32_t t) { return kv_tiles + t % 2 * (2 * shape::key_tile_bytes); };
-    const auto copy_keys = [&](int32_t t) {
-        copy_gathered<D, shape::parts>(k_tile(t), k_tile(t) + shape::key_tile_bytes, k,
-                                       x.k.strides.token, v, x.v.strides.token,
-                                       ring->first[t % GATHER_SLOTS], kv_length);
-    };
-
-    const int32_t tiles = gather_tiles<shape::parts>(list);
-    for (int32_t t = 0; t < 3; t++)
-        begin_entries(ring, list, t);
-    copy_rows<D>(q_tile, x.tile_tokens, row_at<const T>(x.q, s.batch, tile.head, s.q_start, 0),
-                 x.q.strides.token, tile.begin, tile.end);
-    copy_rows<D>(d_out_tile, x.tile_tokens,
-                 row_at<const T>(x.d_out, s.batch, tile.head, s.q_start, 0), x.d_out.strides.token,
-                 tile.begin, tile.end);
-    copy_async_wait();
-    find_parts(ring, list, 0);
-    find_parts(ring, list, 1);
-    __syncthreads();
-    if (tiles > 0)
-        copy_keys(0);
-
-    const int warp_query = (int)(threadIdx.x / 32) * 16 * shape::groups;
-    const int lane_query = warp_query + (int)(threadIdx.x % 32 / 4);
-    const uint32_t warp_offset = warp_query * tile_row_bytes<D>;
-    /* Keys that every query of the tile sees, and keys that some query of the warp sees. */
-    const int32_t all_see = (int32_t)visible_keys(g, s, tile.begin);
-    const int32_t some_see =
-        (int32_t)visible_keys(g, s, tile.begin + warp_query + 16 * shape::groups - 1);
-    const visible_range range = {(int32_t)(hpa_key_position(&s, tile.begin + lane_query) + 1),
-                                 kv_length, g.causal};
-    query_stats<D> stats;
-#pragma unroll
-    for (int n = 0; n < 2 * shape::groups; n++) {
-        const int64_t query = hpa_min(tile.begin + lane_query + 8 * n, tile.end - 1);
-        stats[n / 2][n % 2] = x.stats[flat_query(g, s, tile.head, query)];
-    }
-
-    query_sums<D> dq = {};
-    for (int32_t t = 0; t < tiles; t++) {
-        copy_async_wait();
-        __syncthreads();
-        find_parts(ring, list, t + 2);
-        begin_entries(ring, list, t + 3);
-        if (t + 1 < tiles)
-            copy_keys(t + 1);
-        const int32_t *first = ring->first[t % GATHER_SLOTS];
-        const bool masked = any_part_reaches<shape::parts>(first, all_see);
-        const bool apart = masked && g.causal &&
-                           __syncthreads_or(share_is_not_finite<T, D>(k_tile(t), shape::keys));
-        if (masked && !apart && !any_part_begins_before<shape::parts>(first, some_see))
-            continue;
-        query_scores<D> ds, dp;
-        multiply_tiles<T, D, shape::groups, shape::keys>(
-            ds, q_tile + warp_offset + lane_offset<D>(), k_tile(t) + lane_offset_across<D>());
-        multiply_tiles<T, D, shape::groups, shape::keys>(
-            dp, d_out_tile + warp_offset + lane_offset<D>(),
-            k_tile(t) + shape::key_tile_bytes + lane_offset_across<D>());
-        differentiate<D>(ds, dp, stats, x.scale_log2);
-        if (masked)
-            hide_keys<shape::groups, shape::keys>(ds, 0, first, range);
-        if (apart) {
-            __syncthreads();
-            set_apart_keys<T, D>(dq, k_tile(t), first, range);
-        }
-        add_keys<T, D>(dq, ds, k_tile(t) + lane_offset<D>());
-    }
-    copy_async_wait();
-    __syncthreads();
     float factor[shape::groups][2];
 #pragma unroll
     for (int n = 0; n < 2 * shape::groups; n++)
         factor[n / 2][n % 2] = x.scale;
     store_rows<T, D, shape::groups>(
         row_at<T>(x.dq, s.batch, tile.head, s.q_start, tile.begin + warp_query), x.dq.strides.token,
-        (int)(tile.end - tile.begin) - warp_query, dq, factor, x.accumulate, q_tile + warp_offset);
+        (int)(tile.end - tile.begin) - warp_query, dq, factor, x.accumulate, warp_tile);
+}
+
+template <typename T, int D>
+__global__ void __launch_bounds__(32 * queries_shape<D>::max_warps, D <= 128 ? 2 : 1)
+    backward_queries_kernel(const __grid_constant__ backward_arguments x)
+{
+    using shape = queries_shape<D>;
+    extern __shared__ __align__(16) unsigned char shared[];
+    const hpa_geometry &g = x.geometry;
+    __shared__ query_work work;
+    if (!claim_queries(&work, g, x.mask, x.tiles_per_block, x.tile_tokens))
+        return;
+    const query_tile &tile = work.tile;
+    const hpa_sequence &s = tile.sequence;
+    const uint32_t tile_bytes = x.tile_tokens * tile_row_bytes<D>;
+    const uint32_t q_tile = shared_offset(shared), d_out_tile = q_tile + tile_bytes;
+    const auto stream = open_stream<T, D, shape::keys>(work, g, x.k, x.v, shared + 2 * tile_bytes);
+    begin_stream(stream);
+    copy_rows<D>(q_tile, x.tile_tokens, row_at<const T>(x.q, s.batch, tile.head, s.q_start, 0),
+                 x.q.strides.token, tile.begin, tile.end);
+    copy_rows<D>(d_out_tile, x.tile_tokens,
+                 row_at<const T>(x.d_out, s.batch, tile.head, s.q_start, 0), x.d_out.strides.token,
+                 tile.begin, tile.end);
+    begin_keys(stream);
+
+    const int warp_query = (int)(threadIdx.x / 32) * 16 * shape::groups;
+    const uint32_t warp_offset = warp_query * tile_row_bytes<D>;
+    const uint32_t lane = warp_offset + lane_offset<D>();
+    const query_sight sight = sight_of(g, tile, warp_query, 16 * shape::groups);
+    query_stats<D> stats;
+    load_stats<D>(stats, x, tile, warp_query);
+    query_sums<D> dq = {};
+    for (int32_t t = 0; t < stream.tile_count; t++) {
+        next_keys(stream, t);
+        const int32_t *first = parts_at(stream, t);
+        const uint32_t k_tile = keys_at(stream, t);
+        const bool masked = any_part_reaches<shape::parts>(first, sight.all_see);
+        const bool apart =
+            masked && g.causal && __syncthreads_or(share_is_not_finite<T, D>(k_tile, shape::keys));
+        if (masked && !apart && !any_part_begins_before<shape::parts>(first, sight.some_see))
+            continue;
+        query_scores<D> ds, dp;
+        multiply_tiles<T, D, shape::groups, shape::keys>(ds, q_tile + lane,
+                                                         k_tile + lane_offset_across<D>());
+        multiply_tiles<T, D, shape::groups, shape::keys>(
+            dp, d_out_tile + lane, values_at(stream, t) + lane_offset_across<D>());
+        differentiate<D>(ds, dp, stats, x.scale_log2);
+        if (masked)
+            hide_keys<shape::groups, shape::keys>(ds, 0, first, sight.range);
+        if (apart) {
+            __syncthreads(); /* every warp has read the keys as they are */
+            set_apart_keys<T, D>(dq, k_tile, first, sight.range);
+        }
+        add_keys<T, D>(dq, ds, k_tile + lane_offset<D>());
+    }
+    copy_async_wait();
+    __syncthreads();
+    store_dq<T, D>(x, tile, dq, q_tile + warp_offset, warp_query);
 }
 
 /* Keys: dk and dv */
@@ -503,131 +473,209 @@ __device__ __forceinline__ void join_warps(float (&sums)[1][D / 8][4], float *sh
     __syncthreads();
 }
 
+/* What a thread block finds out once about its keys; in shared memory. */
+template <int parts> struct key_work {
+    column_work column;
+    query_walk<parts> walk;
+    bool exists;
+};
+
+/* Finds the work of this thread block and begins the first entries; false where there is none. Every
+ * thread calls. */
+template <int parts>
+__device__ __forceinline__ bool claim_keys(key_work<parts> *work, const backward_arguments &x)
+{
+    if (threadIdx.x == 0) {
+        work->exists = find_column_work(x.geometry, x.mask, x.plan,
+                                        work_index() / x.tiles_per_block, &work->column);
+        if (work->exists)
+            start_walk(&work->walk, work->column, x.geometry.group);
+    }
+    __syncthreads();
+    if (!work->exists)
+        return false;
+    if (threadIdx.x < 32)
+        for (int32_t t = 0; t < 3; t++)
+            walk_on(&work->walk, x.geometry, x.mask, work->column.column, t);
+    copy_async_wait();
+    __syncthreads();
+    find_query_parts(&work->walk, x.geometry, work->column.column.sequence, 0);
+    find_query_parts(&work->walk, x.geometry, work->column.column.sequence, 1);
+    return true;
+}
+
+/* Who does what: warps that own 16 keys each, times warps that share the queries of a tile. */
+struct key_share {
+    int key_warps, query_warps;
+    int warp_key;                    /* first key of the warp, counted from the thread block's */
+    int query_warp;                  /* which of query_warps */
+    int64_t key_in_block, first_key; /* of the thread block, in its key block and in the sequence */
+};
+
+__device__ __forceinline__ key_share share_of(const backward_arguments &x, const key_column &column)
+{
+    key_share share;
+    const int warp = (int)(threadIdx.x / 32);
+    share.key_warps = x.tile_tokens / 16;
+    share.query_warps = (int)(blockDim.x / 32) / share.key_warps;
+    share.warp_key = warp % share.key_warps * 16;
+    share.query_warp = warp / share.key_warps;
+    share.key_in_block = work_index() % x.tiles_per_block * x.tile_tokens;
+    share.first_key = column.key_block * x.geometry.block_k + share.key_in_block;
+    return share;
+}
+
+/* Tile t of queries: q, dO and the stats of each. */
+struct query_tiles {
+    uint32_t first;    /* q, dO, q, dO */
+    stats_pair *stats; /* [2][queries] */
+};
+
+template <typename shape>
+__device__ __forceinline__ uint32_t queries_at(const query_tiles &tiles, int32_t t)
+{
+    return tiles.first + t % 2 * (2 * shape::query_tile_bytes);
+}
+
+template <typename T, int D, typename shape>
+__device__ __forceinline__ void copy_queries(const query_tiles &tiles, const backward_arguments &x,
+                                             const hpa_sequence &s,
+                                             const query_walk<shape::parts> &walk, int32_t t)
+{
+    const int64_t head = walk.head[t % GATHER_SLOTS];
+    if (head < 0)
+        return;
+    const int32_t *first = walk.ring.first[t % GATHER_SLOTS];
+    copy_gathered<D, shape::parts>(
+        queries_at<shape>(tiles, t), queries_at<shape>(tiles, t) + shape::query_tile_bytes,
+        row_at<const T>(x.q, s.batch, head, s.q_start, 0), x.q.strides.token,
+        row_at<const T>(x.d_out, s.batch, head, s.q_start, 0), x.d_out.strides.token, first,
+        (int32_t)s.q_length);
+    for (int n = (int)threadIdx.x; n < shape::queries; n += (int)blockDim.x) {
+        const int32_t query = token_of(first, n);
+        const bool exists = query < s.q_length;
+        copy_async_8(shared_offset(tiles.stats + t % 2 * shape::queries + n),
+                     x.stats + flat_query(x.geometry, s, head, exists ? query : 0), exists);
+    }
+}
+
+/* Queries with values that are not finite, q for dk and dO for dv, in the steps that the warps of the
+ * thread block are at; every thread calls. */
+template <typename T, int D, typename shape>
+__device__ __forceinline__ void
+set_apart_step(float (&dk)[1][D / 8][4], float (&dv)[1][D / 8][4], bool wants_dk, bool wants_dv,
+               uint32_t q_step, const int32_t *first, const key_rows &rows, const key_share &share)
+{
+    constexpr int queries = PART_TOKENS * shape::step_parts;
+    __syncthreads(); /* every warp has read the queries as they are */
+    if (wants_dk)
+        set_apart_queries<T, D, queries>(dk, q_step, first, rows);
+    if (wants_dv)
+        set_apart_queries<T, D, queries>(dv, q_step + shape::query_tile_bytes, first, rows);
+    __syncthreads();
+    const uint32_t steps = q_step - part_offset<D>(share.query_warp * shape::step_parts, 0);
+    make_share_finite<T, D>(steps, queries * share.query_warps);
+    make_share_finite<T, D>(steps + shape::query_tile_bytes, queries * share.query_warps);
+    __syncthreads();
+}
+
+/* factor * sums of the warp's keys, to the gradient or to the piece's own sums. */
+template <typename T, int D>
+__device__ __forceinline__ void store_keys(const backward_arguments &x, const column_work &work,
+                                           const key_share &share, float (&sums)[1][D / 8][4],
+                                           const tensor_rows &to, float factor, bool is_dv,
+                                           uint32_t k_tile, float *joint)
+{
+    join_warps<D>(sums, joint, share.key_warps, share.query_warps);
+    if (share.query_warp != 0)
+        return;
+    const hpa_sequence &s = work.column.sequence;
+    const float factors[1][2] = {{factor, factor}};
+    if (work.sums < 0)
+        store_rows<T, D, 1>(row_at<T>(to, s.batch, work.column.kv_head, s.kv_start,
+                                      share.first_key + share.warp_key),
+                            to.strides.token, (int)(s.kv_length - share.first_key) - share.warp_key,
+                            sums, factors, x.accumulate,
+                            k_tile + share.warp_key * tile_row_bytes<D>);
+    else
+        store_sums<D>(static_cast<float *>(x.plan.sums) + work.sums * x.plan.sums_each +
+                          (is_dv * x.geometry.block_k + share.key_in_block + share.warp_key) * D,
+                      sums, factor);
+}
+
 template <typename T, int D, int step_parts, bool has_dk, bool has_dv>
 __global__ void __launch_bounds__(32 * keys_shape<D, step_parts>::max_warps, D <= 128 ? 2 : 1)
     backward_keys_kernel(const __grid_constant__ backward_arguments x)
 {
     using shape = keys_shape<D, step_parts>;
-    extern __shared__ uint4 shared[];
+    extern __shared__ __align__(16) unsigned char shared[];
     const hpa_geometry &g = x.geometry;
-    __shared__ column_work work;
-    __shared__ query_walk<shape::parts> walk;
-    __shared__ bool exists;
-    if (threadIdx.x == 0) {
-        exists = find_column_work(g, x.mask, x.plan, work_index() / x.tiles_per_block, &work);
-        if (exists)
-            start_walk(&walk, work, g.group);
-    }
-    __syncthreads();
-    if (!exists)
+    __shared__ key_work<shape::parts> work;
+    if (!claim_keys(&work, x))
         return;
-    if (threadIdx.x < 32)
-        for (int32_t t = 0; t < 3; t++)
-            walk_on(&walk, g, x.mask, work.column, t);
+    const key_column &column = work.column.column;
+    const hpa_sequence &s = column.sequence;
+    const key_share share = share_of(x, column);
+    const uint32_t key_bytes = x.tile_tokens * tile_row_bytes<D>;
+    const uint32_t k_tile = shared_offset(shared), v_tile = k_tile + key_bytes;
+    const query_tiles tiles = {
+        v_tile + key_bytes,
+        reinterpret_cast<stats_pair *>(shared + 2 * key_bytes + 4 * shape::query_tile_bytes)};
+    copy_rows<D>(k_tile, x.tile_tokens,
+                 row_at<const T>(x.k, s.batch, column.kv_head, s.kv_start, 0), x.k.strides.token,
+                 share.first_key, s.kv_length);
+    copy_rows<D>(v_tile, x.tile_tokens,
+                 row_at<const T>(x.v, s.batch, column.kv_head, s.kv_start, 0), x.v.strides.token,
+                 share.first_key, s.kv_length);
     copy_async_wait();
     __syncthreads();
-    const hpa_sequence &s = work.column.sequence;
-    const int64_t kv_head = work.column.kv_head;
-    const int64_t key_in_block = work_index() % x.tiles_per_block * x.tile_tokens;
-    const int64_t first_key = work.column.key_block * g.block_k + key_in_block;
-    const int key_warps = x.tile_tokens / 16, query_warps = (int)(blockDim.x / 32) / key_warps;
-    const int warp = (int)(threadIdx.x / 32);
-    const int warp_key = warp % key_warps * 16, query_warp = warp / key_warps;
-
-    const uint32_t k_tile = shared_offset(shared);
-    const uint32_t v_tile = k_tile + x.tile_tokens * tile_row_bytes<D>;
-    const uint32_t query_tiles = v_tile + x.tile_tokens * tile_row_bytes<D>;
-    unsigned char *after_tiles = reinterpret_cast<unsigned char *>(shared) +
-                                 2 * x.tile_tokens * tile_row_bytes<D> +
-                                 4 * shape::query_tile_bytes;
-    stats_pair *all_stats = reinterpret_cast<stats_pair *>(after_tiles);
-    const auto q_tile = [&](int32_t t) {
-        return query_tiles + t % 2 * (2 * shape::query_tile_bytes);
-    };
-    const auto copy_queries = [&](int32_t t) {
-        const int64_t head = walk.head[t % GATHER_SLOTS];
-        if (head < 0)
-            return;
-        const int32_t *first = walk.ring.first[t % GATHER_SLOTS];
-        copy_gathered<D, shape::parts>(q_tile(t), q_tile(t) + shape::query_tile_bytes,
-                                       row_at<const T>(x.q, s.batch, head, s.q_start, 0),
-                                       x.q.strides.token,
-                                       row_at<const T>(x.d_out, s.batch, head, s.q_start, 0),
-                                       x.d_out.strides.token, first, (int32_t)s.q_length);
-        for (int n = (int)threadIdx.x; n < shape::queries; n += (int)blockDim.x) {
-            const int32_t query = token_of(first, n);
-            const bool is_query = query < s.q_length;
-            copy_async_8(shared_offset(all_stats + t % 2 * shape::queries + n),
-                         x.stats + flat_query(g, s, head, is_query ? query : 0), is_query);
-        }
-    };
-
-    copy_rows<D>(k_tile, x.tile_tokens, row_at<const T>(x.k, s.batch, kv_head, s.kv_start, 0),
-                 x.k.strides.token, first_key, s.kv_length);
-    copy_rows<D>(v_tile, x.tile_tokens, row_at<const T>(x.v, s.batch, kv_head, s.kv_start, 0),
-                 x.v.strides.token, first_key, s.kv_length);
-    find_query_parts(&walk, g, s, 0);
-    find_query_parts(&walk, g, s, 1);
-    copy_async_wait();
-    __syncthreads();
-    copy_queries(0);
+    copy_queries<T, D, shape>(tiles, x, s, work.walk, 0);
     key_operand<D, shape::keys_in_registers> k, v;
-    hold_keys(k, k_tile + warp_key * tile_row_bytes<D> + lane_offset<D>());
+    hold_keys(k, k_tile + share.warp_key * tile_row_bytes<D> + lane_offset<D>());
     if constexpr (has_dk)
-        hold_keys(v, v_tile + warp_key * tile_row_bytes<D> + lane_offset<D>());
+        hold_keys(v, v_tile + share.warp_key * tile_row_bytes<D> + lane_offset<D>());
 
-    const key_rows rows = {(int32_t)first_key + warp_key + (int)(threadIdx.x % 32 / 4),
+    const key_rows rows = {(int32_t)share.first_key + share.warp_key + (int)(threadIdx.x % 32 / 4),
                            (int32_t)(s.kv_length - s.q_length), (int32_t)s.q_length, g.causal};
-    /* Queries that see every key of the tile begin here. */
-    const int32_t all_seen_from =
-        g.causal ? (int32_t)(hpa_min(first_key + x.tile_tokens, s.kv_length) - 1) - rows.position
-                 : 0;
-    /* Queries that see some key of the warp begin here. */
-    const int32_t some_seen_from = g.causal ? (int32_t)first_key + warp_key - rows.position : 0;
+    /* Queries that see every key of the thread block begin here ... */
+    const int32_t last_key = (int32_t)hpa_min(share.first_key + x.tile_tokens, s.kv_length) - 1;
+    const int32_t all_seen_from = g.causal ? last_key - rows.position : 0;
+    /* ... and those that see some key of the warp here. */
+    const int32_t some_seen_from =
+        g.causal ? (int32_t)share.first_key + share.warp_key - rows.position : 0;
     const bool wants_dk = has_dk && x.dk.data, wants_dv = has_dv && x.dv.data;
     float dk[1][D / 8][4] = {}, dv[1][D / 8][4] = {};
-    for (int32_t t = 0; walk.head[t % GATHER_SLOTS] >= 0; t++) {
+    for (int32_t t = 0; work.walk.head[t % GATHER_SLOTS] >= 0; t++) {
         copy_async_wait();
         __syncthreads();
-        find_query_parts(&walk, g, s, t + 2);
+        find_query_parts(&work.walk, g, s, t + 2);
         if (threadIdx.x < 32)
-            walk_on(&walk, g, x.mask, work.column, t + 3);
-        copy_queries(t + 1);
-        const int32_t *first = walk.ring.first[t % GATHER_SLOTS];
-        const bool apart =
-            g.causal && any_part_begins_before<shape::parts>(first, all_seen_from) &&
-            __syncthreads_or(share_is_not_finite<T, D>(q_tile(t), 2 * shape::queries));
-        for (int step = query_warp; step < shape::steps; step += query_warps) {
+            walk_on(&work.walk, g, x.mask, column, t + 3);
+        copy_queries<T, D, shape>(tiles, x, s, work.walk, t + 1);
+        const uint32_t q_tile = queries_at<shape>(tiles, t);
+        const int32_t *first = work.walk.ring.first[t % GATHER_SLOTS];
+        const bool apart = g.causal && any_part_begins_before<shape::parts>(first, all_seen_from) &&
+                           __syncthreads_or(share_is_not_finite<T, D>(q_tile, 2 * shape::queries));
+        for (int step = share.query_warp; step < shape::steps; step += share.query_warps) {
             const int32_t *step_first = first + step * step_parts;
             const bool masked = any_part_begins_before<step_parts>(step_first, all_seen_from) ||
                                 any_part_reaches<step_parts>(step_first, rows.queries);
             if (masked && !apart &&
                 !any_part_meets<step_parts>(step_first, some_seen_from, rows.queries))
                 continue;
-            const uint32_t q_step = q_tile(t) + part_offset<D>(step * step_parts, 0);
+            const uint32_t q_step = q_tile + part_offset<D>(step * step_parts, 0);
             const uint32_t d_out_step = q_step + shape::query_tile_bytes;
             key_scores<2 * step_parts> p, ds;
             multiply_keys<T>(p, ds, k, v, q_step + lane_offset_across<D>(),
                              d_out_step + lane_offset_across<D>(), wants_dk);
-            differentiate_step(p, ds,
-                               all_stats + t % 2 * shape::queries + step * step_parts * PART_TOKENS,
-                               x.scale_log2);
+            differentiate_step(
+                p, ds, tiles.stats + t % 2 * shape::queries + step * step_parts * PART_TOKENS,
+                x.scale_log2);
             if (masked)
                 hide_queries(p, ds, step_first, rows);
-            if (apart) {
-                __syncthreads();
-                if (wants_dk)
-                    set_apart_queries<T, D, PART_TOKENS * step_parts>(dk, q_step, step_first, rows);
-                if (wants_dv)
-                    set_apart_queries<T, D, PART_TOKENS * step_parts>(dv, d_out_step, step_first,
-                                                                      rows);
-                __syncthreads();
-                const uint32_t all_warps = q_step - part_offset<D>(query_warp * step_parts, 0);
-                const int all_queries = PART_TOKENS * step_parts * query_warps;
-                make_share_finite<T, D>(all_warps, all_queries);
-                make_share_finite<T, D>(all_warps + shape::query_tile_bytes, all_queries);
-                __syncthreads();
-            }
+            if (apart)
+                set_apart_step<T, D, shape>(dk, dv, wants_dk, wants_dv, q_step, step_first, rows,
+                                            share);
             if (wants_dv)
                 add_queries<T, D>(dv, p, d_out_step + lane_offset<D>());
             if (wants_dk)
@@ -636,27 +684,11 @@ __global__ void __launch_bounds__(32 * keys_shape<D, step_parts>::max_warps, D <
     }
     copy_async_wait();
     __syncthreads();
-    float *joint = reinterpret_cast<float *>(reinterpret_cast<unsigned char *>(shared) +
-                                             2 * x.tile_tokens * tile_row_bytes<D>);
-    const auto store = [&](float(&sums)[1][D / 8][4], const tensor_rows &to, float factor,
-                           int is_dv) {
-        join_warps<D>(sums, joint, key_warps, query_warps);
-        if (query_warp != 0)
-            return;
-        const float factors[1][2] = {{factor, factor}};
-        if (work.sums < 0)
-            store_rows<T, D, 1>(row_at<T>(to, s.batch, kv_head, s.kv_start, first_key + warp_key),
-                                to.strides.token, (int)(s.kv_length - first_key) - warp_key, sums,
-                                factors, x.accumulate, k_tile + warp_key * tile_row_bytes<D>);
-        else
-            store_sums<D>(static_cast<float *>(x.plan.sums) + work.sums * x.plan.sums_each +
-                              (is_dv * g.block_k + key_in_block + warp_key) * D,
-                          sums, factor);
-    };
+    float *joint = reinterpret_cast<float *>(shared + 2 * key_bytes);
     if (wants_dk)
-        store(dk, x.dk, x.scale, 0);
+        store_keys<T, D>(x, work.column, share, dk, x.dk, x.scale, false, k_tile, joint);
     if (wants_dv)
-        store(dv, x.dv, 1, 1);
+        store_keys<T, D>(x, work.column, share, dv, x.dv, 1, true, k_tile, joint);
 }
 
 /* Scratch, and the launches */
@@ -687,15 +719,15 @@ hpa_status launch_queries(const hpa_plan *plan, backward_arguments x, cudaStream
 {
     using shape = queries_shape<D>;
     const hpa_geometry *g = &plan->geometry;
-    const query_tiling tiling = query_tiling_of(
-        g, shape::max_warps, 16 * shape::groups,
-        [](int queries) { return shape::shared_bytes(queries); }, plan->cuda.shared_bytes);
+    const query_tiling tiling =
+        query_tiling_of(g, shape::max_warps, 16 * shape::groups, 2 * tile_row_bytes<D>,
+                        key_stream<T, D, shape::keys>::shared_bytes, plan->cuda.shared_bytes);
     x.tiles_per_block = tiling.tiles_per_block;
     x.tile_tokens = tiling.queries;
     return hpa_cuda_launch(name, backward_queries_kernel<T, D>,
                            grid_of(g->heads_q * g->row_slots * tiling.tiles_per_block),
                            dim3((unsigned)(tiling.queries / (16 * shape::groups) * 32)),
-                           shape::shared_bytes(tiling.queries), stream, x);
+                           tiling.shared_bytes, stream, x);
 }
 
 template <typename T, int D, int step_parts, bool has_dk, bool has_dv>

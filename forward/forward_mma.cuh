@@ -16,9 +16,8 @@
 
 #include "core/cuda/gather.cuh"
 #include "core/cuda/launch.h"
+#include "core/cuda/key_stream.cuh"
 #include "core/cuda/store.cuh"
-#include "core/cuda/tiling.h"
-#include "core/cuda/visible.cuh"
 #include "forward/kernels.h"
 
 namespace
@@ -37,14 +36,7 @@ template <int D> struct forward_shape {
     static constexpr int groups = D <= 128 ? 2 : 1; /* of 16 queries, in a warp */
     static constexpr int keys = D <= 128 ? 64 : 32;
     static constexpr int parts = keys / PART_TOKENS;
-    static constexpr int key_tile_bytes = keys * tile_row_bytes<D>;
     static constexpr int max_warps = 4;
-
-    static size_t shared_bytes(int queries)
-    {
-        return (size_t)(queries * tile_row_bytes<D> + 4 * key_tile_bytes) +
-               sizeof(gather_ring<parts>);
-    }
 };
 
 /* Registers of one warp: 16 groups x keys scores, then weights; 16 groups x D sums. */
@@ -185,99 +177,62 @@ __device__ __forceinline__ void finish(const forward_arguments &x, const query_t
         warp_tile);
 }
 
+template <int D> __device__ __forceinline__ void start_rows(softmax_rows<D> &rows)
+{
+#pragma unroll
+    for (int n = 0; n < 2 * forward_shape<D>::groups; n++) {
+        rows.highest[n / 2][n % 2] = -INFINITY;
+        rows.sum[n / 2][n % 2] = 0;
+    }
+}
+
 template <typename T, int D>
 __global__ void __launch_bounds__(32 * forward_shape<D>::max_warps, D <= 128 ? 2 : 1)
     forward_mma_kernel(const __grid_constant__ forward_arguments x)
 {
     using shape = forward_shape<D>;
-    extern __shared__ uint4 shared[];
+    extern __shared__ __align__(16) unsigned char shared[];
     const hpa_geometry &g = x.geometry;
-    __shared__ query_tile tile; /* shared, to leave the registers to the sums */
-    __shared__ block_list list;
-    if (threadIdx.x == 0) {
-        if (!find_query_tile(g, x.mask, work_index(), x.tiles_per_block, x.queries_per_tile, &tile))
-            tile.begin = tile.end = 0;
-        else
-            list = row_list(g, x.mask, tile.sequence, tile.mask_row);
-    }
-    __syncthreads();
-    if (tile.begin == tile.end)
+    __shared__ query_work work;
+    if (!claim_queries(&work, g, x.mask, x.tiles_per_block, x.queries_per_tile))
         return;
+    const query_tile &tile = work.tile;
     const hpa_sequence &s = tile.sequence;
-    const int64_t kv_head = tile.head / g.group;
-    const T *k = row_at<const T>(x.k, s.batch, kv_head, s.kv_start, 0);
-    const T *v = row_at<const T>(x.v, s.batch, kv_head, s.kv_start, 0);
-    const int32_t kv_length = (int32_t)s.kv_length;
-
     const uint32_t q_tile = shared_offset(shared);
-    const uint32_t kv_tiles = q_tile + x.queries_per_tile * tile_row_bytes<D>;
-    gather_ring<shape::parts> *ring = reinterpret_cast<gather_ring<shape::parts> *>(
-        reinterpret_cast<unsigned char *>(shared) + x.queries_per_tile * tile_row_bytes<D> +
-        4 * shape::key_tile_bytes);
-    const auto k_tile = [&](int32_t t) { return kv_tiles + t % 2 * (2 * shape::key_tile_bytes); };
-    const auto copy_keys = [&](int32_t t) {
-        copy_gathered<D, shape::parts>(k_tile(t), k_tile(t) + shape::key_tile_bytes, k,
-                                       x.k.strides.token, v, x.v.strides.token,
-                                       ring->first[t % GATHER_SLOTS], kv_length);
-    };
-
-    const int32_t tiles = gather_tiles<shape::parts>(list);
-    for (int32_t t = 0; t < 3; t++)
-        begin_entries(ring, list, t);
+    const auto stream = open_stream<T, D, shape::keys>(
+        work, g, x.k, x.v, shared + x.queries_per_tile * tile_row_bytes<D>);
+    begin_stream(stream);
     copy_rows<D>(q_tile, x.queries_per_tile, row_at<const T>(x.q, s.batch, tile.head, s.q_start, 0),
                  x.q.strides.token, tile.begin, tile.end);
-    copy_async_wait();
-    find_parts(ring, list, 0);
-    find_parts(ring, list, 1);
-    __syncthreads();
-    if (tiles > 0)
-        copy_keys(0);
+    begin_keys(stream);
 
     const int warp_query = (int)(threadIdx.x / 32) * 16 * shape::groups;
     const uint32_t warp_tile = q_tile + warp_query * tile_row_bytes<D>;
-    /* Keys that every query of the tile sees, and keys that some query of the warp sees. */
-    const int32_t all_see = (int32_t)visible_keys(g, s, tile.begin);
-    const int32_t some_see =
-        (int32_t)visible_keys(g, s, tile.begin + warp_query + 16 * shape::groups - 1);
-    const visible_range range = {
-        (int32_t)(hpa_key_position(&s, tile.begin + warp_query + threadIdx.x % 32 / 4) + 1),
-        kv_length, g.causal};
-
+    const query_sight sight = sight_of(g, tile, warp_query, 16 * shape::groups);
     forward_sums<D> o = {};
     softmax_rows<D> rows;
-#pragma unroll
-    for (int n = 0; n < shape::groups; n++)
-        for (int half = 0; half < 2; half++) {
-            rows.highest[n][half] = -INFINITY;
-            rows.sum[n][half] = 0;
-        }
-    for (int32_t t = 0; t < tiles; t++) {
-        copy_async_wait();
-        __syncthreads();
-        find_parts(ring, list, t + 2);
-        begin_entries(ring, list, t + 3);
-        if (t + 1 < tiles)
-            copy_keys(t + 1);
-        const int32_t *first = ring->first[t % GATHER_SLOTS];
-        const uint32_t v_tile = k_tile(t) + shape::key_tile_bytes;
-        const bool masked = any_part_reaches<shape::parts>(first, all_see);
+    start_rows(rows);
+    for (int32_t t = 0; t < stream.tile_count; t++) {
+        next_keys(stream, t);
+        const int32_t *first = parts_at(stream, t);
+        const bool masked = any_part_reaches<shape::parts>(first, sight.all_see);
         if (masked && g.causal)
-            set_apart_values<T, D>(o, v_tile, first, range);
-        if (masked && !any_part_begins_before<shape::parts>(first, some_see))
+            set_apart_values<T, D>(o, values_at(stream, t), first, sight.range);
+        if (masked && !any_part_begins_before<shape::parts>(first, sight.some_see))
             continue;
         forward_scores<D> p;
-        multiply_tiles<T, D, shape::groups, shape::keys>(p, warp_tile + lane_offset<D>(),
-                                                         k_tile(t) + lane_offset_across<D>());
+        multiply_tiles<T, D, shape::groups, shape::keys>(
+            p, warp_tile + lane_offset<D>(), keys_at(stream, t) + lane_offset_across<D>());
         if (masked)
-            hide_keys<shape::groups, shape::keys>(p, -INFINITY, first, range);
+            hide_keys<shape::groups, shape::keys>(p, -INFINITY, first, sight.range);
         raise_highest<D>(rows, o, p, x.scale_log2);
         weigh<D>(p, rows, x.scale_log2);
-        add_values<T, D>(o, p, v_tile + lane_offset<D>());
+        add_values<T, D>(o, p, values_at(stream, t) + lane_offset<D>());
     }
     copy_async_wait();
     __syncthreads(); /* the query tile is there even when no key tile was waited for */
-    finish<T, D>(x, tile, rows, o, range, tiles > 0 ? first_key_of(list) : NO_TOKEN, warp_tile,
-                 warp_query);
+    finish<T, D>(x, tile, rows, o, sight.range,
+                 stream.tile_count > 0 ? first_key_of(work.list) : NO_TOKEN, warp_tile, warp_query);
 }
 
 size_t forward_mma_scratch(const hpa_plan *plan)
@@ -295,9 +250,9 @@ hpa_status launch_forward_mma(const hpa_plan *plan, const void *mask, const hpa_
         !rows_are_aligned(&out->out))
         return hpa_forward_simt.run(plan, mask, in, out, exec);
     const hpa_geometry *g = &plan->geometry;
-    const query_tiling tiling = query_tiling_of(
-        g, shape::max_warps, 16 * shape::groups,
-        [](int queries) { return shape::shared_bytes(queries); }, plan->cuda.shared_bytes);
+    const query_tiling tiling =
+        query_tiling_of(g, shape::max_warps, 16 * shape::groups, tile_row_bytes<D>,
+                        key_stream<T, D, shape::keys>::shared_bytes, plan->cuda.shared_bytes);
     forward_arguments x = {*g,
                            hpa_mask_view_const(g, mask),
                            rows_of(&in->q, g->packed),
@@ -315,7 +270,7 @@ hpa_status launch_forward_mma(const hpa_plan *plan, const void *mask, const hpa_
         before, hpa_cuda_launch(name, forward_mma_kernel<T, D>,
                                 grid_of(g->heads_q * g->row_slots * tiling.tiles_per_block),
                                 dim3((unsigned)(tiling.queries / (16 * shape::groups) * 32)),
-                                shape::shared_bytes(tiling.queries), hpa_cuda_stream(exec), x));
+                                tiling.shared_bytes, hpa_cuda_stream(exec), x));
 }
 
 } // namespace

@@ -10,19 +10,24 @@
 struct query_tiling {
     int tiles_per_block; /* thread blocks for a query block */
     int queries;         /* of one thread block, whole warps of them */
+    size_t shared_bytes;
 };
 
-/* As few tiles as warps and shared memory allow, of equal size. */
-template <typename shared_bytes_of>
-query_tiling query_tiling_of(const hpa_geometry *g, int max_warps, int queries_per_warp,
-                             shared_bytes_of shared_bytes, int64_t device_shared_bytes)
+/* As few tiles as warps and shared memory allow, of equal size. query_bytes: shared memory of one
+ * query; other_bytes: of the rest. */
+static inline query_tiling query_tiling_of(const hpa_geometry *g, int max_warps,
+                                           int queries_per_warp, size_t query_bytes,
+                                           size_t other_bytes, int64_t device_shared_bytes)
 {
+    const auto shared_bytes = [&](int64_t warps) {
+        return (size_t)(warps * queries_per_warp) * query_bytes + other_bytes;
+    };
     int warps = max_warps;
-    while (warps > 1 && (int64_t)shared_bytes(warps * queries_per_warp) > device_shared_bytes)
+    while (warps > 1 && (int64_t)shared_bytes(warps) > device_shared_bytes)
         warps--;
     const int64_t tiles = hpa_ceil_div(g->block_q, warps * queries_per_warp);
     const int64_t used_warps = hpa_ceil_div(hpa_ceil_div(g->block_q, tiles), queries_per_warp);
-    return {(int)tiles, (int)used_warps * queries_per_warp};
+    return {(int)tiles, (int)used_warps * queries_per_warp, shared_bytes(used_warps)};
 }
 
 /* scale / log 2, never 0, so that it times -inf stays -inf. */
