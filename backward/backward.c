@@ -2,6 +2,8 @@
 #include "backward/kernels.h"
 #include "core/check.h"
 
+#include <inttypes.h>
+
 #ifdef HPA_WITH_CUDA
 /* What a kernel serves; 0: any. The first row that fits is taken. */
 typedef struct cuda_row {
@@ -23,6 +25,18 @@ static const hpa_backward_kernel *select_cuda(const hpa_plan *plan)
             row->minimum_architecture <= plan->cuda.architecture)
             return row->kernel;
 }
+
+static hpa_status check_shared_memory(const hpa_plan *plan, const hpa_backward_kernel *kernel)
+{
+    const int64_t needed = hpa_backward_simt_shared_bytes(&plan->desc);
+    if (kernel != &hpa_backward_simt || needed <= plan->cuda.shared_bytes)
+        return HPA_OK;
+    return hpa_fail(
+        HPA_UNSUPPORTED,
+        "backward_simt needs %" PRId64 " bytes of shared memory for desc.head_dim %" PRId64
+        " in %s, but the device has %" PRId64,
+        needed, plan->desc.head_dim, hpa_dtype_name(plan->desc.dtype), plan->cuda.shared_bytes);
+}
 #endif
 
 static const hpa_backward_kernel *select_cpu(const hpa_plan *plan)
@@ -36,8 +50,10 @@ hpa_status hpa_backward_select(const hpa_plan *plan, const hpa_backward_kernel *
 {
     *kernel = select_cpu(plan);
 #ifdef HPA_WITH_CUDA
-    if (plan->desc.device == HPA_CUDA)
+    if (plan->desc.device == HPA_CUDA) {
         *kernel = select_cuda(plan);
+        return check_shared_memory(plan, *kernel);
+    }
 #endif
     return HPA_OK;
 }

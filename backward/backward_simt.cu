@@ -280,5 +280,11 @@ hpa_status backward_simt(const hpa_plan *plan, const void *mask, const hpa_input
 
 } // namespace
 
+extern "C" int64_t hpa_backward_simt_shared_bytes(const hpa_desc *desc)
+{
+    return (int64_t)(desc->dtype == HPA_F64 ? shared_bytes<double>(desc->head_dim)
+                                            : shared_bytes<float>(desc->head_dim));
+}
+
 extern "C" const hpa_backward_kernel hpa_backward_simt = {"backward_simt", scratch_bytes,
                                                           backward_simt};

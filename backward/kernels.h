@@ -15,6 +15,8 @@ extern const hpa_backward_kernel hpa_backward_cpu_f64, hpa_backward_cpu_f32;
 
 /* CUDA */
 extern const hpa_backward_kernel hpa_backward_simt; /* any dtype and head_dim */
+/* Shared memory of one of its thread blocks: some devices have too little for wide f64 rows. */
+int64_t hpa_backward_simt_shared_bytes(const hpa_desc *desc);
 #define HPA_DECLARE(dtype, name, type, head_dim) \
     extern const hpa_backward_kernel hpa_backward_mma_##name##_##head_dim;
 HPA_MMA_INSTANCES(HPA_DECLARE) /* tensor cores of sm_80 and later */
