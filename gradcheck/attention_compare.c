@@ -232,7 +232,7 @@ static hpa_status compare_narrow(struct attention *attention, struct dense_value
     if (status == HPA_OK)
         status = run_dense(attention, exact, &rounded);
     if (status == HPA_OK)
-        status = dense_noise(&attention->problem, &noise);
+        status = dense_noise(&attention->problem, attention->desc.dtype, &noise);
     for (int n = 0; n < N_WRITTEN && status == HPA_OK; n++) {
         const double of_float[N_WRITTEN] = {noise.out, noise.lse, noise.dq, noise.dk, noise.dv};
         const struct tensor *tensor = &attention->written[n];

@@ -38,7 +38,8 @@ hpa_status dense_rounded(const struct problem *problem, hpa_dtype dtype,
 
 /* How far off float arithmetic may be expected to be, whatever the order of its sums and however small
  * they are: to first order, where each score is off by one float rounding of the terms that it is
- * summed from, and each d_out . v likewise. The largest over all elements. */
+ * summed from, each d_out . v likewise, and out has been stored in dtype. The largest over all
+ * elements. */
 struct dense_noise {
     double out;
     double lse;
@@ -47,6 +48,6 @@ struct dense_noise {
     double dv;
 };
 
-hpa_status dense_noise(const struct problem *problem, struct dense_noise *noise);
+hpa_status dense_noise(const struct problem *problem, hpa_dtype dtype, struct dense_noise *noise);
 
 #endif
