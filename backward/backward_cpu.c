@@ -154,7 +154,8 @@ static pass take_scratch(const hpa_plan *plan, hpa_arena *arena)
     take_lane(&p, &lane_counter);
     p.worker_bytes = worker_counter.used;
     p.lane_bytes = lane_counter.used;
-    p.workers = HPA_ARENA_ARRAY(arena, unsigned char, plan->num_threads *(int64_t)worker_counter.used);
+    p.workers =
+        HPA_ARENA_ARRAY(arena, unsigned char, (int64_t)worker_counter.used * plan->num_threads);
     p.lanes = HPA_ARENA_ARRAY(arena, unsigned char, lane_rooms(plan) * (int64_t)lane_counter.used);
     return p;
 }

@@ -78,7 +78,7 @@ static pass take_scratch(const hpa_plan *plan, hpa_arena *arena)
     hpa_arena counter = {0};
     take_worker(&f, &counter);
     f.worker_bytes = counter.used;
-    f.workers = HPA_ARENA_ARRAY(arena, unsigned char, plan->num_threads *(int64_t)counter.used);
+    f.workers = HPA_ARENA_ARRAY(arena, unsigned char, (int64_t)counter.used * plan->num_threads);
     return f;
 }
 

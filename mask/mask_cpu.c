@@ -84,7 +84,7 @@ static scratch take_scratch(const hpa_plan *plan, hpa_arena *arena)
     hpa_arena counter = {0};
     take_search(plan, &counter);
     scratch all = {.search_bytes = counter.used};
-    all.searches = HPA_ARENA_ARRAY(arena, unsigned char, plan->num_threads *(int64_t)counter.used);
+    all.searches = HPA_ARENA_ARRAY(arena, unsigned char, (int64_t)counter.used * plan->num_threads);
     return all;
 }
 

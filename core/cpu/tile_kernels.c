@@ -1,6 +1,7 @@
 /* The tile operations, for one instruction set and one kind of real numbers. The build compiles this
- * file for each, with the flags of the set, HPA_TILES_NAME as the name of its table, and HPA_REAL_BITS; the code is
- * the same for all of them: vectors of the compiler's own, and loops that it vectorises. */
+ * file for each, with the flags of the set, HPA_REAL_BITS, and HPA_TILES_NAME for the table that it
+ * exports. The code is the same for all of them: vectors of the compiler's own, and loops that it
+ * vectorises. */
 #include "core/cpu/real.h"
 #include "core/float16.h"
 
