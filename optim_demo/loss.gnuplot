@@ -1,22 +1,42 @@
-# Draws loss.png from the logs in `folder`: the training at the short context, and beside it the
-# three fine-tunings at the long one, which read the same text in the same order.
-set terminal pngcairo size 1200,480 font "sans,10"
+# Draws loss.png from the logs in `folder`: the training at the short context, the three
+# fine-tunings at the long one, and how far HiP and the window are from dense attention, step by
+# step: all three read the same text in the same order.
+set terminal pngcairo size 1500,440 font "sans,10"
 set output folder . "/loss.png"
 set datafile separator ","
-set multiplot layout 1,2
 set grid
 set xlabel "steps"
+
+# The mean of the last so many steps, fading; call start() before each curve.
+memory = 0.95
+mean = NaN
+start(x) = (mean = NaN, x)
+smooth(y) = (mean = (mean == mean ? memory * mean + (1 - memory) * y : y), mean)
+
+dense = folder . "/dense-after.csv"
+hip = folder . "/hip-after.csv"
+window = folder . "/window-after.csv"
+beside(file) = "< paste -d, " . file . " " . dense # its loss is column 3, that of dense column 12
+
+set multiplot layout 1,3
 set ylabel "training loss, nats a byte"
+set title "dense attention at the short context"
+plot folder . "/short.csv" every ::1 using 1:3 with lines linecolor "#d0d0d0" title "each step", \
+     x = start(0), "" every ::1 using 1:(smooth($3)) with lines linewidth 2 linecolor "#404040" \
+     title "mean of the last 20"
 
-set title "dense attention, short context"
-plot folder . "/short.csv" using 1:3 every ::1 with lines linecolor "#d0d0d0" title "each step", \
-     "" using 1:3 every ::1 smooth bezier with lines linewidth 2 linecolor "#265aa0" title "smoothed"
-
-set title "fine-tuning at the long context (smoothed)"
-plot folder . "/dense-after.csv" using 1:3 every ::1 smooth bezier with lines linewidth 2 \
+set title "fine-tuning at the long context (mean of the last 20)"
+plot x = start(0), dense every ::1 using 1:(smooth($3)) with lines linewidth 2 \
          linecolor "#404040" title "dense", \
-     folder . "/hip-after.csv" using 1:3 every ::1 smooth bezier with lines linewidth 2 \
-         linecolor "#265aa0" title "HiP", \
-     folder . "/window-after.csv" using 1:3 every ::1 smooth bezier with lines linewidth 2 \
+     x = start(0), hip every ::1 using 1:(smooth($3)) with lines linewidth 2 \
+         linecolor "#2654a0" title "HiP", \
+     x = start(0), window every ::1 using 1:(smooth($3)) with lines linewidth 2 \
+         linecolor "#308060" title "sliding window"
+
+set title "the same, minus that of dense attention"
+set ylabel "nats a byte"
+plot x = start(0), beside(hip) every ::1 using 1:(smooth($3 - $12)) with lines linewidth 2 \
+         linecolor "#2654a0" title "HiP", \
+     x = start(0), beside(window) every ::1 using 1:(smooth($3 - $12)) with lines linewidth 2 \
          linecolor "#308060" title "sliding window"
 unset multiplot
