@@ -2,6 +2,7 @@
 
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
 
 bool fail(failure *why, const char *format, ...)
 {
@@ -10,4 +11,10 @@ bool fail(failure *why, const char *format, ...)
     vsnprintf(why->text, sizeof why->text, format, arguments);
     va_end(arguments);
     return false;
+}
+
+bool fail_to_write(failure *why, const char *path, int error)
+{
+    return fail(why, "cannot write %s: %s, expected a place for a file and room for it", path,
+                strerror(error));
 }

@@ -12,4 +12,7 @@ typedef struct failure {
 /* Writes the line and returns false, so that a caller can write: return fail(why, ...); */
 bool fail(failure *why, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
+/* The line for a file that cannot be written; error is what errno was. */
+bool fail_to_write(failure *why, const char *path, int error);
+
 #endif

@@ -15,12 +15,6 @@ double seconds_now(void)
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-static bool not_writable(const char *path, failure *why)
-{
-    return fail(why, "cannot write %s: %s, expected a place for a file and room for it", path,
-                strerror(errno));
-}
-
 bool report_open(report *self, const char *log_path, int64_t first_step, int64_t steps,
                  int64_t tokens_a_step, failure *why)
 {
@@ -34,7 +28,7 @@ bool report_open(report *self, const char *log_path, int64_t first_step, int64_t
         return true;
     self->log = fopen(log_path, first_step > 0 ? "a" : "w");
     if (!self->log)
-        return not_writable(log_path, why);
+        return fail_to_write(why, log_path, errno);
     if (first_step == 0)
         fputs("step,tokens,loss,held_out_loss,learning_rate,gradient_norm,mask_density,"
               "tokens_per_second,seconds\n",
@@ -70,7 +64,8 @@ static bool put_row(report *self, const report_row *row, failure *why)
     for (size_t n = 0; n < sizeof fields / sizeof *fields; n++)
         put_number(self->log, fields[n]);
     fputc('\n', self->log);
-    return (fflush(self->log) == 0 && !ferror(self->log)) || not_writable(self->log_path, why);
+    return (fflush(self->log) == 0 && !ferror(self->log)) ||
+           fail_to_write(why, self->log_path, errno);
 }
 
 static void show_progress(report *self, const report_row *row)
@@ -132,7 +127,7 @@ bool report_close(report *self, bool good, failure *why)
     bool closed = !self->log || fclose(self->log) == 0;
     self->log = NULL;
     if (good && !closed)
-        return not_writable(self->log_path, why);
+        return fail_to_write(why, self->log_path, errno);
     return good;
 }
 
@@ -140,7 +135,7 @@ bool report_result(const char *path, const result_row *row, failure *why)
 {
     FILE *file = fopen(path, "a");
     if (!file)
-        return not_writable(path, why);
+        return fail_to_write(why, path, errno);
     if (ftell(file) == 0)
         fputs("label,attention,context,steps,held_out_loss,mask_density,tokens_per_second\n", file);
     fprintf(file, "%s,%s,%" PRId64 ",%" PRId64, row->label, row->attention, row->context,
@@ -151,6 +146,6 @@ bool report_result(const char *path, const result_row *row, failure *why)
     fputc('\n', file);
     bool written = !ferror(file) && fflush(file) == 0;
     if (fclose(file) != 0 || !written)
-        return not_writable(path, why);
+        return fail_to_write(why, path, errno);
     return true;
 }

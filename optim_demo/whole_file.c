@@ -8,12 +8,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-static bool not_writable(const char *path, int error, failure *why)
-{
-    return fail(why, "cannot write %s: %s, expected a place for a file and room for it", path,
-                strerror(error));
-}
-
 bool whole_file_check(const char *path, failure *why)
 {
     struct stat status;
@@ -24,7 +18,7 @@ bool whole_file_check(const char *path, failure *why)
     bool writable = copy && access(dirname(copy), W_OK | X_OK) == 0;
     int error = errno;
     free(copy);
-    return writable || not_writable(path, error, why);
+    return writable || fail_to_write(why, path, error);
 }
 
 static void forget(whole_file *file)
@@ -50,7 +44,7 @@ bool whole_file_open(whole_file *file, const char *path, failure *why)
         return true;
     int error = errno;
     forget(file);
-    return not_writable(path, error, why);
+    return fail_to_write(why, path, error);
 }
 
 /* A rename lasts when the folder has reached the disk. Some file systems cannot sync a folder, and
@@ -81,7 +75,7 @@ bool whole_file_close(whole_file *file, bool good, failure *why)
     if (!written)
         unlink(file->temporary);
     if (good && !written)
-        not_writable(file->path, error ? error : EIO, why);
+        fail_to_write(why, file->path, error ? error : EIO);
     if (written)
         sync_folder(file->path);
     forget(file);
