@@ -2,6 +2,7 @@
 
 #include "whole_file.h"
 
+#include <errno.h>
 #include <png.h>
 #include <stdlib.h>
 #include <string.h>
@@ -103,7 +104,7 @@ bool mask_picture_write(const char *path, const char *drawing, int64_t size, fai
     if (done) {
         bool good = write_png(file.stream, pixels, size);
         if (!good)
-            fail(why, "cannot write %s, expected room for a picture", path);
+            fail_to_write(why, path, errno);
         done = whole_file_close(&file, good, why);
     }
     free(pixels);

@@ -282,8 +282,7 @@ bool safetensors_write(const char *path, const safetensors_note *notes, int64_t 
     if (done) {
         bool good = write_all(file.stream, header, length, tensors, n_tensors);
         if (!good)
-            fail(why, "cannot write %s: %s, expected room for the checkpoint", path,
-                 strerror(errno));
+            fail_to_write(why, path, errno);
         done = whole_file_close(&file, good, why);
     }
     free(header);
