@@ -59,6 +59,16 @@ static void describe_device(const hpa_plan *plan, char *text, size_t size)
         snprintf(text, size, "cpu, %s, %d threads", plan->cpu->name, plan->num_threads);
 }
 
+static const char *why_these(const hpa_plan *plan)
+{
+    if (plan->desc.reference)
+        return ": the plain loops, because desc.reference is true";
+    if (plan->desc.device == HPA_CUDA && hpa_dtype_size(plan->desc.dtype) == 2)
+        return "; the any-shape kernels for tensors whose rows do not begin at multiples of 16 "
+               "bytes";
+    return "";
+}
+
 static void describe(hpa_plan *plan)
 {
     char device[160];
@@ -74,8 +84,7 @@ static void describe(hpa_plan *plan)
              " levels, %zu bytes\n",
              device, plan->mask->name, plan->forward->name,
              plan->backward ? plan->backward->name : "no backward (training is false)",
-             plan->desc.reference ? ": the plain loops, because desc.reference is true" : "",
-             g->rows, g->capacity, levels, plan->sizes.mask);
+             why_these(plan), g->rows, g->capacity, levels, plan->sizes.mask);
 }
 
 /* Rows times blocks of a row can exceed 64 bits, long after they exceed any memory. */

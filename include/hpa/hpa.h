@@ -147,7 +147,9 @@ typedef enum hpa_dtype {
  * [token, head, dim]; lse has no dim: [batch, head, token], or packed [token, head].
  * stride[n] is in elements, never negative; the stride of dim is 1. [B, H, T, D], [B, T, H, D] and
  * the three parts of one packed QKV buffer are therefore the same call with other strides.
- * Outputs may interleave but not overlap. */
+ * Outputs may interleave but not overlap. On CUDA the tensor-core kernels read 16 bytes at a time:
+ * a call whose 16-bit rows do not begin at multiples of that is run by the any-shape kernels, which
+ * are many times slower. */
 typedef struct hpa_tensor {
     void *data;
     hpa_dtype dtype;
