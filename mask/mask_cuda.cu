@@ -181,48 +181,73 @@ const hpa_mask_kernel *hpa_mask_select_cuda(const hpa_plan *plan)
 
 #define STATIC_SHARED_BYTES 4096 /* more than mask_build_kernel and the driver take */
 #define NEAR_LISTS_BYTES 65536   /* lists longer than this go to scratch */
+#define THREADS_EACH 512         /* of a multiprocessor, whose registers hold no more of them */
 
 static int64_t round_up(int64_t value, int64_t unit)
 {
     return hpa_ceil_div(value, unit) * unit;
 }
 
-/* Enough threads that a multiprocessor is busy with the blocks whose queries it can hold. */
-static int64_t choose_threads(const mask_launch *launch)
+static int64_t query_bytes(const hpa_plan *plan, const mask_variant *variant)
 {
-    const int64_t wanted = launch->shared_bytes <= 56 * 1024    ? 128
-                           : launch->shared_bytes <= 112 * 1024 ? 256
-                                                                : 512;
-    return hpa_min(hpa_max(wanted, launch->variant->least_threads), launch->variant->most_threads);
+    if (variant->query_bytes > 0)
+        return variant->query_bytes;
+    return plan->geometry.head_dim * (int64_t)hpa_dtype_size(plan->desc.dtype) + 16;
+}
+
+/* A tile of keys, where they do not go straight into registers. */
+static int64_t keys_bytes(const hpa_plan *plan, const mask_variant *variant)
+{
+    return variant->query_bytes > 0 ? 0 : 32 * query_bytes(plan, variant);
+}
+
+/* As many threads as keep a multiprocessor busiest with the blocks whose queries it can hold; fewer
+ * in a block where that is the same, so that blocks wait for each other less. */
+static int64_t choose_threads(const hpa_plan *plan, const mask_variant *variant,
+                              int64_t lists_bytes)
+{
+    const int64_t queries = round_up(most_queries(&plan->geometry), variant->query_multiple);
+    const int64_t fixed =
+        queries * query_bytes(plan, variant) + lists_bytes + SHARED_ALIGNMENT + STATIC_SHARED_BYTES;
+    int64_t best = variant->least_threads, busiest = 0;
+    for (int64_t t = variant->least_threads; t <= variant->most_threads; t += 128) {
+        const int64_t blocks = hpa_min(fit, THREADS_EACH / t);
+        if (blocks * t > busiest) {
+            busiest = blocks * t;
+            best = t;
+        }
+    }
+    return best;
+}
+
+static int64_t lists_bytes(const hpa_plan *plan, int64_t list_room)
+{
+    const int64_t node =
+        plan->desc.dtype == HPA_F64 ? node_bytes<unsigned long long>() : node_bytes<uint32_t>();
+    return round_up(list_room * node, 256);
 }
 
 static mask_launch choose_launch(const hpa_plan *plan)
 {
     const hpa_geometry *g = &plan->geometry;
     mask_launch launch = {};
-    launch.variant = find_variant(plan);
-    const bool simt = launch.variant->query_bytes == 0;
-    const int64_t element = (int64_t)hpa_dtype_size(plan->desc.dtype);
-    const int64_t query_bytes =
-        simt ? g->head_dim * element + 16 : (int64_t)launch.variant->query_bytes;
-    const int64_t keys_bytes = simt ? 32 * query_bytes : 0;
-    const int64_t node = element == 8 ? node_bytes<unsigned long long>() : node_bytes<uint32_t>();
-    launch.list_room = 2 * hpa_min(g->beam_nodes, hpa_ceil_div(g->seq_kv, g->block_k));
-    launch.list_room = round_up(hpa_max(launch.list_room, 1), 4);
-    int64_t near_lists_bytes = round_up(launch.list_room * node, 256);
-    if (near_lists_bytes > NEAR_LISTS_BYTES) {
-        launch.far_lists_bytes = near_lists_bytes;
-        near_lists_bytes = 0;
+    const mask_variant *v = launch.variant = find_variant(plan);
+    const int64_t most_nodes = hpa_min(g->beam_nodes, hpa_ceil_div(g->seq_kv, g->block_k));
+    launch.list_room = round_up(hpa_max(2 * most_nodes, 1), 4);
+    int64_t near_lists = lists_bytes(plan, launch.list_room);
+    if (near_lists > NEAR_LISTS_BYTES) {
+        launch.far_lists_bytes = near_lists;
+        near_lists = 0;
     }
-    const int64_t room = plan->cuda.shared_bytes - STATIC_SHARED_BYTES - SHARED_ALIGNMENT -
-                         keys_bytes - near_lists_bytes;
-    const int64_t multiple = launch.variant->query_multiple;
-    launch.query_room =
-        hpa_min(round_up(most_queries(g), multiple), room / query_bytes / multiple * multiple);
-    launch.keys_offset = launch.query_room * query_bytes;
-    launch.lists_offset = launch.keys_offset + keys_bytes;
-    launch.shared_bytes = launch.lists_offset + near_lists_bytes + SHARED_ALIGNMENT;
-    launch.threads = choose_threads(&launch);
+    launch.threads = choose_threads(plan, v, near_lists);
+    const int64_t keys = keys_bytes(plan, v), query = query_bytes(plan, v);
+    const int64_t room =
+        plan->cuda.shared_bytes - STATIC_SHARED_BYTES - SHARED_ALIGNMENT - keys - near_lists;
+    launch.query_room = hpa_min(round_up(most_queries(g), v->query_multiple),
+                                room / query / v->query_multiple * v->query_multiple);
+    launch.keys_offset = launch.query_room * query;
+    launch.lists_offset = launch.keys_offset + keys;
+    launch.shared_bytes = launch.lists_offset + near_lists + SHARED_ALIGNMENT;
     launch.blocks = hpa_min(g->rows, launch.far_lists_bytes ? 2 * plan->cuda.multiprocessors
                                                             : HPA_CUDA_MAX_BLOCKS);
     return launch;

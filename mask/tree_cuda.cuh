@@ -148,6 +148,12 @@ __device__ __forceinline__ uint32_t find_token(const tree_level<Score> &level, u
     return (uint32_t)(dividend / (2 * (uint64_t)count));
 }
 
+template <typename Score>
+__device__ __forceinline__ uint32_t child_of(const tree_level<Score> &level, uint32_t number)
+{
+    return level.tokens_log2 >= 0 ? number >> level.tokens_log2 : number / level.tokens;
+}
+
 /* Child and key of representative number `number` of a level, children laid end to end with
  * level.tokens each. */
 template <typename Score>
@@ -155,8 +161,7 @@ __device__ __forceinline__ void find_representative(const mask_search &search, c
                                                     const tree_level<Score> &level, uint32_t number,
                                                     int32_t *child, int32_t *key)
 {
-    *child =
-        (int32_t)(level.tokens_log2 >= 0 ? number >> level.tokens_log2 : number / level.tokens);
+    *child = (int32_t)child_of(level, number);
     const uint32_t in_child = number - (uint32_t)*child * level.tokens;
     const int32_t begin = level.begin[*child];
     const uint32_t length = (uint32_t)level.size[*child] << search.block_k_log2;
