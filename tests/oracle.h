@@ -33,6 +33,7 @@ typedef struct test_tolerance {
 } test_tolerance;
 
 test_tolerance test_tolerance_of(hpa_dtype dtype);
+test_tolerance test_gradient_tolerance_of(hpa_dtype dtype);
 
 /* Builds the oracle from the problem's own mask and compares all that forward (and backward) wrote,
  * after running them. */

@@ -71,7 +71,7 @@ static hpa_tensor view_of(const test_problem *p, const placing *s, hpa_dtype dty
 static test_buffer *next_buffer(test_problem *p, int64_t elements, hpa_dtype dtype)
 {
     test_buffer *buffer = &p->buffers[p->buffer_count++];
-    test_buffer_new(buffer, (size_t)elements * test_dtype_size(dtype));
+    test_buffer_new_for(buffer, (size_t)elements * test_dtype_size(dtype), p->desc.device);
     return buffer;
 }
 
@@ -134,7 +134,7 @@ static int32_t *new_lengths(const hpa_desc *d, const int32_t *cu, int64_t length
     int32_t *copy = test_allocate(d->batch + 1, sizeof *copy);
     for (int64_t b = 0; b <= d->batch; b++)
         copy[b] = cu ? cu[b] : (int32_t)(b * length);
-    test_buffer_new(buffer, (size_t)(d->batch + 1) * sizeof *copy);
+    test_buffer_new_for(buffer, (size_t)(d->batch + 1) * sizeof *copy, d->device);
     test_buffer_write(buffer, 0, copy, buffer->bytes);
     return copy;
 }
@@ -149,7 +149,7 @@ void test_problem_new(test_problem *p, const hpa_desc *desc, test_layout layout,
     p->cu_q = new_lengths(desc, cu_q, desc->seq_q, &p->cu_q_buffer);
     p->cu_kv = new_lengths(desc, cu_kv, desc->seq_kv, &p->cu_kv_buffer);
     new_tensors(p);
-    test_buffer_new(&p->mask, p->sizes.mask);
+    test_buffer_new_for(&p->mask, p->sizes.mask, desc->device);
 }
 
 void test_problem_free(test_problem *p)
@@ -336,17 +336,28 @@ hpa_gradients test_gradients(const test_problem *p)
     return g;
 }
 
-hpa_exec test_scratch_new(test_buffer *scratch, size_t bytes, int fill)
+static hpa_exec new_scratch(test_buffer *scratch, size_t bytes, int fill, hpa_device device)
 {
     *scratch = (test_buffer){0};
-    hpa_exec exec = {.stream = test_stream()};
+    hpa_exec exec = {.stream = device == HPA_CPU ? NULL : test_stream()};
     if (bytes == 0)
         return exec;
-    test_buffer_new(scratch, bytes);
+    test_buffer_new_for(scratch, bytes, device);
     test_buffer_fill(scratch, fill);
     exec.scratch = scratch->data;
     exec.scratch_bytes = bytes;
     return exec;
+}
+
+hpa_exec test_scratch_new(test_buffer *scratch, size_t bytes, int fill)
+{
+    return new_scratch(scratch, bytes, fill, test_desc().device);
+}
+
+/* For a call on the problem, which may be the reference. */
+static hpa_exec scratch_of(const test_problem *p, test_buffer *scratch, size_t bytes)
+{
+    return new_scratch(scratch, bytes, p->scratch_fill, p->desc.device);
 }
 
 void test_scratch_free(test_buffer *scratch)
@@ -382,7 +393,7 @@ static void check_guards(const test_problem *p)
 void test_build(test_problem *p)
 {
     test_buffer scratch;
-    const hpa_exec exec = test_scratch_new(&scratch, p->sizes.mask_scratch, p->scratch_fill);
+    const hpa_exec exec = scratch_of(p, &scratch, p->sizes.mask_scratch);
     const hpa_inputs in = test_inputs(p);
     const uint64_t before = hash_of_inputs(p, false, false);
     assert_ok(hpa_mask_build(p->plan, &in, p->mask.data, &exec));
@@ -394,7 +405,7 @@ void test_build(test_problem *p)
 void test_forward(test_problem *p)
 {
     test_buffer scratch;
-    const hpa_exec exec = test_scratch_new(&scratch, p->sizes.forward_scratch, p->scratch_fill);
+    const hpa_exec exec = scratch_of(p, &scratch, p->sizes.forward_scratch);
     const hpa_inputs in = test_inputs(p);
     const hpa_outputs out = test_outputs(p);
     test_buffer_fill(p->out.buffer, FILL);
@@ -425,7 +436,7 @@ static void check_gradient(const test_problem *p, const char *name, const test_t
 void test_backward_of(test_problem *p, bool dq, bool dk, bool dv)
 {
     test_buffer scratch;
-    const hpa_exec exec = test_scratch_new(&scratch, p->sizes.backward_scratch, p->scratch_fill);
+    const hpa_exec exec = scratch_of(p, &scratch, p->sizes.backward_scratch);
     const hpa_inputs in = test_inputs(p);
     const hpa_outputs out = test_outputs(p);
     hpa_gradients gradients = test_gradients(p);
@@ -464,7 +475,7 @@ test_csr test_export(const test_problem *p)
         csr.rows +=
             test_mask_heads(p) * ((test_q_length(p, b) + p->desc.block_q - 1) / p->desc.block_q);
     test_buffer scratch;
-    const hpa_exec exec = test_scratch_new(&scratch, p->sizes.mask_scratch, p->scratch_fill);
+    const hpa_exec exec = scratch_of(p, &scratch, p->sizes.mask_scratch);
     int64_t count = 0;
     assert_ok(hpa_mask_export_csr(p->plan, p->mask.data, NULL, NULL, &count, &exec));
     test_buffer row_ptr, blocks; /* host memory; guarded like the backend's */
@@ -487,7 +498,7 @@ test_csr test_export(const test_problem *p)
 void test_import(test_problem *p, const test_csr *csr)
 {
     test_buffer scratch;
-    const hpa_exec exec = test_scratch_new(&scratch, p->sizes.mask_scratch, p->scratch_fill);
+    const hpa_exec exec = scratch_of(p, &scratch, p->sizes.mask_scratch);
     const hpa_inputs in = test_inputs(p);
     assert_ok(hpa_mask_import_csr(p->plan, p->desc.packed ? &in : NULL, p->mask.data, csr->row_ptr,
                                   csr->blocks, &exec));
@@ -528,7 +539,7 @@ hpa_mask_stats test_statistics(const test_problem *p)
 {
     hpa_mask_stats stats;
     test_buffer scratch;
-    const hpa_exec exec = test_scratch_new(&scratch, p->sizes.mask_scratch, p->scratch_fill);
+    const hpa_exec exec = scratch_of(p, &scratch, p->sizes.mask_scratch);
     assert_ok(hpa_mask_statistics(p->plan, p->mask.data, &stats, &exec));
     test_scratch_free(&scratch);
     return stats;

@@ -57,9 +57,14 @@ void *test_stream(void)
     return NULL;
 }
 
-bool test_calls_read_masks(void)
+bool test_calls_wait(void)
 {
     return !on_device();
+}
+
+bool test_rounds_factors(hpa_dtype dtype)
+{
+    return on_device() && (dtype == HPA_F16 || dtype == HPA_BF16);
 }
 
 hpa_desc test_reference_desc(const hpa_desc *desc)
@@ -206,6 +211,11 @@ static void new_buffer(test_buffer *b, size_t bytes, bool on_host)
 void test_buffer_new(test_buffer *b, size_t bytes)
 {
     new_buffer(b, bytes, !on_device());
+}
+
+void test_buffer_new_for(test_buffer *b, size_t bytes, hpa_device device)
+{
+    new_buffer(b, bytes, device == HPA_CPU);
 }
 
 void test_buffer_new_on_host(test_buffer *b, size_t bytes)

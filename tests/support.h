@@ -23,8 +23,12 @@ hpa_desc test_reference_desc(const hpa_desc *desc);
 /* What calls of the backend are enqueued on; NULL for the host. */
 void *test_stream(void);
 
-/* Can a call look into a mask before it begins? Not where it only enqueues its work. */
-bool test_calls_read_masks(void);
+/* Does a call do its work before it returns, and so look into lengths and masks first? Not where it
+ * only enqueues its work. */
+bool test_calls_wait(void);
+
+/* Are products of 16-bit tensors taken of 16-bit factors, the probabilities among them? */
+bool test_rounds_factors(hpa_dtype dtype);
 
 /* Runs a suite and gives main's exit status: 77, for "skipped", where the backend is CUDA and the
  * machine has no device, unless HPA_REQUIRE_GPU is set. */
@@ -45,6 +49,8 @@ typedef struct test_buffer {
 } test_buffer;
 
 void test_buffer_new(test_buffer *buffer, size_t bytes);
+/* In the memory of plans of a device: not the backend's where the reference is asked for. */
+void test_buffer_new_for(test_buffer *buffer, size_t bytes, hpa_device device);
 void test_buffer_new_on_host(test_buffer *buffer, size_t bytes);
 /* Checks the guards, then frees. */
 void test_buffer_free(test_buffer *buffer);

@@ -251,7 +251,7 @@ static void check_sum(const char *name, const test_problem *p, const test_tensor
     double *sum = test_allocate(count, sizeof *sum), *got = test_read(t);
     for (int64_t n = 0; n < count; n++)
         sum[n] = before[n] + gradient[n];
-    const test_tolerance tolerance = test_tolerance_of(p->desc.dtype);
+    const test_tolerance tolerance = test_gradient_tolerance_of(p->desc.dtype);
     assert_close(name, got, sum, count, tolerance.atol, tolerance.rtol);
     free(sum);
     free(got);
