@@ -207,8 +207,9 @@ static int64_t choose_threads(const hpa_plan *plan, const mask_variant *variant,
                               int64_t lists_bytes)
 {
     const int64_t queries = round_up(most_queries(&plan->geometry), variant->query_multiple);
-    const int64_t fixed =
-        queries * query_bytes(plan, variant) + lists_bytes + SHARED_ALIGNMENT + STATIC_SHARED_BYTES;
+    const int64_t bytes = queries * query_bytes(plan, variant) + keys_bytes(plan, variant) +
+                          lists_bytes + SHARED_ALIGNMENT + STATIC_SHARED_BYTES;
+    const int64_t fit = hpa_max(1, plan->cuda.shared_bytes_each / bytes);
     int64_t best = variant->least_threads, busiest = 0;
     for (int64_t t = variant->least_threads; t <= variant->most_threads; t += 128) {
         const int64_t blocks = hpa_min(fit, THREADS_EACH / t);
