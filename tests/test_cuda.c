@@ -339,7 +339,11 @@ END_TEST
 #ifdef GRADCHECK_PROGRAM
 START_TEST(the_gradient_sweep_passes)
 {
-    ck_assert_int_eq(system(GRADCHECK_PROGRAM " --backend cuda --dtype f64"), 0);
+    static const char *const dtypes[] = {"f64", "f32", "f16", "bf16"};
+    char command[512];
+    snprintf(command, sizeof command, "%s --backend cuda --dtype %s", GRADCHECK_PROGRAM,
+             dtypes[_i]);
+    ck_assert_int_eq(system(command), 0);
 }
 END_TEST
 #endif
@@ -358,7 +362,7 @@ static Suite *cuda_suite(void)
     tcase_add_loop_test(t, offsets_beyond_32_bits, 0, 2);
 #ifdef GRADCHECK_PROGRAM
     t = test_add_case(suite, "gradients", 120);
-    tcase_add_test(t, the_gradient_sweep_passes);
+    tcase_add_loop_test(t, the_gradient_sweep_passes, 0, 4);
 #endif
     return suite;
 }
