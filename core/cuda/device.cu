@@ -22,8 +22,11 @@ hpa_status hpa_cuda_status(cudaError_t error, const char *what)
     if (error == cudaSuccess)
         return HPA_OK;
     cudaGetLastError();
-    return hpa_fail(is_no_device(error) ? HPA_NO_DEVICE : HPA_CUDA_ERROR, "%s: %s (%s)", what,
-                    cudaGetErrorString(error), cudaGetErrorName(error));
+    if (is_no_device(error))
+        return hpa_fail(HPA_NO_DEVICE, "the machine has no CUDA device, or no driver for it (%s)",
+                        cudaGetErrorName(error));
+    return hpa_fail(HPA_CUDA_ERROR, "%s: %s (%s)", what, cudaGetErrorString(error),
+                    cudaGetErrorName(error));
 }
 
 hpa_status hpa_cuda_allow_shared(const char *name, const void *kernel, size_t shared_bytes)
