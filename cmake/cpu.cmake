@@ -29,10 +29,15 @@ function(hpa_add_cpu_set set)
   endforeach()
 endfunction()
 
-hpa_add_cpu_set(generic)
+set(hpa_cpu_sets generic)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|amd64|AMD64)$" AND CMAKE_SIZEOF_VOID_P EQUAL 8)
+  list(PREPEND hpa_cpu_sets avx512 avx2)
   hpa_add_cpu_set(avx2 -mavx2 -mfma)
   hpa_add_cpu_set(avx512 -mavx2 -mfma -mavx512f -mavx512bw -mavx512dq -mavx512vl
                   -mprefer-vector-width=512)
-  set_source_files_properties(core/cpu/dispatch.c PROPERTIES COMPILE_DEFINITIONS HPA_CPU_X86)
+  set_property(SOURCE core/cpu/dispatch.c APPEND PROPERTY COMPILE_DEFINITIONS HPA_CPU_X86)
 endif()
+hpa_add_cpu_set(generic)
+list(JOIN hpa_cpu_sets " " hpa_cpu_sets)
+set_property(SOURCE core/build_info.c core/cpu/dispatch.c
+             APPEND PROPERTY COMPILE_DEFINITIONS "HPA_CPU_SETS=\"${hpa_cpu_sets}\"")

@@ -1,6 +1,6 @@
 #include "hpa/hpa.h"
 
-/* HPA_COMMIT and HPA_COMPILER come from the build. */
+/* HPA_COMMIT, HPA_COMPILER and HPA_CPU_SETS come from the build. */
 #define TEXT_OF(x) #x
 #define TEXT(x) TEXT_OF(x)
 
@@ -16,5 +16,5 @@ int hpa_version(void)
 const char *hpa_build_info(void)
 {
     return "libhpa " TEXT(HPA_VERSION_MAJOR) "." TEXT(HPA_VERSION_MINOR) "." TEXT(
-        HPA_VERSION_PATCH) ", commit " HPA_COMMIT ", " HPA_COMPILER ", backends: cpu" HPA_CUDA_BUILD;
+        HPA_VERSION_PATCH) ", commit " HPA_COMMIT ", " HPA_COMPILER ", backends: cpu (" HPA_CPU_SETS ")" HPA_CUDA_BUILD;
 }

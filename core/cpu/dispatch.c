@@ -61,9 +61,5 @@ const hpa_cpu_kernels *hpa_cpu_select_named(const char *name)
 
 const char *hpa_cpu_names(void)
 {
-#if defined(HPA_CPU_X86)
-    return "avx512 avx2 generic";
-#else
-    return "generic";
-#endif
+    return HPA_CPU_SETS;
 }
