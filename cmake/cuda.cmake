@@ -1,6 +1,6 @@
 # The CUDA backend, when it is wanted and the toolkit is there. Adds its sources to hpa.
 
-set(HPA_CUDA OFF CACHE STRING "Build the CUDA backend: ON, OFF, or AUTO (when a toolkit is found)")
+set(HPA_CUDA AUTO CACHE STRING "Build the CUDA backend: ON, OFF, or AUTO (when a toolkit is found)")
 set_property(CACHE HPA_CUDA PROPERTY STRINGS ON OFF AUTO)
 set(HPA_CUDA_ARCHITECTURES "80;90a-real" CACHE STRING
     "CUDA architectures: by default code for 8.x, for Hopper, and PTX for what comes later")

@@ -7,17 +7,18 @@
 typedef struct cuda_row {
     int32_t dtype;
     int64_t head_dim;
-    int32_t minimum_architecture, maximum_architecture;
+    int32_t minimum_architecture;
+    bool hopper_alone; /* code for sm_90a */
     int64_t block_q_multiple;
     const hpa_forward_kernel *kernel;
 } cuda_row;
 
 #define SM90_ROW(dtype, name, type, head_dim) \
-    {dtype, head_dim, 90, 90, 128, &hpa_forward_sm90_##name##_##head_dim},
+    {dtype, head_dim, 90, true, 128, &hpa_forward_sm90_##name##_##head_dim},
 #define MMA_ROW(dtype, name, type, head_dim) \
-    {dtype, head_dim, 80, INT32_MAX, 16, &hpa_forward_mma_##name##_##head_dim},
-static const cuda_row cuda_rows[] = {HPA_SM90_INSTANCES(SM90_ROW) HPA_MMA_INSTANCES(MMA_ROW){
-    0, 0, 0, INT32_MAX, 16, &hpa_forward_simt}};
+    {dtype, head_dim, 80, false, 16, &hpa_forward_mma_##name##_##head_dim},
+static const cuda_row cuda_rows[] = {
+    HPA_SM90_INSTANCES(SM90_ROW) HPA_MMA_INSTANCES(MMA_ROW){0, 0, 0, false, 16, &hpa_forward_simt}};
 
 static const hpa_forward_kernel *select_cuda(const hpa_plan *plan)
 {
@@ -25,7 +26,7 @@ static const hpa_forward_kernel *select_cuda(const hpa_plan *plan)
         if ((row->dtype == 0 || row->dtype == (int32_t)plan->desc.dtype) &&
             (row->head_dim == 0 || row->head_dim == plan->desc.head_dim) &&
             row->minimum_architecture <= plan->cuda.architecture &&
-            row->maximum_architecture >= plan->cuda.architecture &&
+            (!row->hopper_alone || plan->cuda.sm90a) &&
             plan->desc.block_q % row->block_q_multiple == 0)
             return row->kernel;
 }
