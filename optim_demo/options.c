@@ -89,7 +89,8 @@ static const option_row rows[] = {
     {"clip", NUMBER, FIELD(clip), 0, BILLION, "1",
      "longest gradient, longer ones are scaled to it; 0: no limit"},
     {"seed", WHOLE, FIELD(seed), 0, 9e15, "1", "of the first weights and of the order of the text"},
-    {"threads", WHOLE, FIELD(threads), 0, 4096, "0", "0: one for each core"},
+    {"threads", WHOLE, FIELD(threads), 0, 4096, "0",
+     "0: one for each core. A run repeats to the bit with the same number"},
 
     {.help = "Evaluation and files"},
     {"from", PATH, FIELD(from), 0, 0, NULL,
