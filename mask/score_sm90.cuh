@@ -18,22 +18,22 @@ template <typename T, int n>
 __device__ __forceinline__ void wgmma_abt(float (&d)[n], const uint32_t (&a)[4], uint64_t b,
                                           bool accumulate);
 
-#define WGMMA_DEFINE_ABT(type, name, columns, sums)                                                \
-    template <>                                                                                    \
-    __device__ __forceinline__ void wgmma_abt<type, sums>(float(&d)[sums], const uint32_t(&a)[4],  \
-                                                          uint64_t b, bool accumulate)             \
-    {                                                                                              \
-        asm volatile(                                                                              \
-            "{\n.reg .pred add;\nsetp.ne.b32 add, %" WGMMA_NUMBER(                                 \
-                sums, 5) ", 0;\n"                                                                  \
-                         "wgmma.mma_async.sync.aligned.m64n" #columns "k16.f32." name "." name     \
-                         " " WGMMA_NAMES_##sums                                                    \
-            "{%" WGMMA_NUMBER(sums, 0) ", %" WGMMA_NUMBER(sums, 1) ", %" WGMMA_NUMBER(             \
-                sums, 2) ", %" WGMMA_NUMBER(sums, 3) "}, %" WGMMA_NUMBER(sums,                     \
-                                                                         4) ", add, 1, 1, 0;\n}\n" \
-            : WGMMA_SUMS_##sums(d)                                                                 \
-            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate));           \
+/* clang-format off */
+#define WGMMA_DEFINE_ABT(type, name, columns, sums)                                               \
+    template <>                                                                                   \
+    __device__ __forceinline__ void wgmma_abt<type, sums>(float(&d)[sums], const uint32_t(&a)[4], \
+                                                          uint64_t b, bool accumulate)            \
+    {                                                                                             \
+        asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %" WGMMA_NUMBER(sums, 5) ", 0;\n"      \
+                     "wgmma.mma_async.sync.aligned.m64n" #columns "k16.f32." name "." name " "    \
+                     WGMMA_NAMES_##sums                                                           \
+                     "{%" WGMMA_NUMBER(sums, 0) ", %" WGMMA_NUMBER(sums, 1) ", %"                 \
+                     WGMMA_NUMBER(sums, 2) ", %" WGMMA_NUMBER(sums, 3) "}, %"                     \
+                     WGMMA_NUMBER(sums, 4) ", add, 1, 1, 0;\n}\n"                                 \
+                     : WGMMA_SUMS_##sums(d)                                                       \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate)); \
     }
+/* clang-format on */
 
 WGMMA_DEFINE_ABT(__half, "f16", 64, 32)
 WGMMA_DEFINE_ABT(__half, "f16", 128, 64)
@@ -77,7 +77,9 @@ template <typename T, int STEPS> struct sm90_scores {
                     make_uint4(pairs[0][j], pairs[1][j], pairs[2][j], pairs[3][j]);
         }
         /* The products read shared memory by another way than the stores above. */
+#if __CUDA_ARCH_FEAT_SM90_ALL
         asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
     }
 
     /* best[n]: of row 8 n + g of this warp's 16 keys, over the queries in this lane's columns. */
