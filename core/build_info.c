@@ -16,5 +16,6 @@ int hpa_version(void)
 const char *hpa_build_info(void)
 {
     return "libhpa " TEXT(HPA_VERSION_MAJOR) "." TEXT(HPA_VERSION_MINOR) "." TEXT(
-        HPA_VERSION_PATCH) ", commit " HPA_COMMIT ", " HPA_COMPILER ", backends: cpu (" HPA_CPU_SETS ")" HPA_CUDA_BUILD;
+        HPA_VERSION_PATCH) ", commit " HPA_COMMIT ", " HPA_COMPILER ", backends: cpu (" HPA_CPU_SETS
+                           ")" HPA_CUDA_BUILD;
 }

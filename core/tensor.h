@@ -36,8 +36,8 @@ static inline hpa_strides hpa_strides_of(const hpa_tensor *t, bool packed)
 
 /* Elements from the start of the view to (sequence, head, token); token counts from the sequence's
  * first, start being its row in the packed tensor (0 when not packed). */
-HPA_HOST_DEVICE int64_t hpa_offset(const hpa_strides *s, int64_t batch, int64_t head,
-                                   int64_t start, int64_t token)
+HPA_HOST_DEVICE int64_t hpa_offset(const hpa_strides *s, int64_t batch, int64_t head, int64_t start,
+                                   int64_t token)
 {
     return batch * s->batch + head * s->head + (start + token) * s->token;
 }
