@@ -65,7 +65,7 @@ template <int head_dim> struct shared_memory {
     uint64_t q_full, q_empty;
     uint64_t k_full[stages], k_empty[stages], v_full[stages], v_empty[stages];
     int32_t key_of_box[2 * stages][most_boxes]; /* first key of each box; -1: no block */
-    tile_view tiles[2][2]; /* of each warpgroup, this one and the one before */
+    tile_view tiles[2][2];                      /* of each warpgroup, this one and the one before */
 };
 
 __device__ __forceinline__ void find_tile(const forward_arguments &x, int64_t work, tile_view *t)
@@ -318,7 +318,7 @@ template <int n> __device__ __forceinline__ void rescale_rows(float (&o)[n], con
 }
 
 /* Rows of V past the sequence's end belong to somebody else, or to nobody: they weigh nothing, and
- * 0 * NaN must stay 0. Each warpgroup clears them all for itself, so that neither waits. */
+ * 0 * NaN must stay 0. The first warpgroup clears them in its turn, and so before the second's. */
 template <int head_dim>
 __device__ void clear_values_past_end(const forward_arguments &x, unsigned char *v,
                                       const int32_t *key_of_box, int kv_length)
@@ -492,7 +492,7 @@ __device__ __forceinline__ void attend(const forward_arguments &x, shared_memory
         if (!hidden)
             return;
         const int last_box = key_of_box[x.boxes - 1];
-        if (last_box < 0 || last_box + x.block_k > seen.keys)
+        if (group == 0 && (last_box < 0 || last_box + x.block_k > seen.keys))
             clear_values_past_end<head_dim>(x, v, key_of_box, seen.keys);
         a.not_finite |= share_is_not_finite<T, head_dim>(v);
     };
@@ -525,8 +525,12 @@ __device__ __forceinline__ void attend(const forward_arguments &x, shared_memory
     }
     release(&shared.q_empty);
     rescale_rows(a.o, rescale);
+    if (key_tiles == 1) /* the tile that reaches past the end has had no turn yet */
+        await_turn(group);
     await_values(at);
     begin_values<T, head_dim>(a.o, p, shared_address(shared.v[at.stage]));
+    if (key_tiles == 1)
+        pass_turn(group);
     wgmma_wait<0>();
     wgmma_hold(a.o);
     release(&shared.v_empty[at.stage]);
