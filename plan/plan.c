@@ -12,10 +12,11 @@
 static hpa_status choose_cuda_device(hpa_plan *plan)
 {
 #ifdef HPA_WITH_CUDA
+    HPA_TRY(hpa_cuda_device_query(plan->desc.device_id, &plan->cuda));
     if (plan->desc.reference)
         return hpa_fail(HPA_UNSUPPORTED,
                         "desc.reference is true, but the plain loops run on the CPU alone");
-    return hpa_cuda_device_query(plan->desc.device_id, &plan->cuda);
+    return HPA_OK;
 #else
     (void)plan;
     return hpa_fail(HPA_BACKEND_NOT_BUILT,
