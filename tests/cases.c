@@ -211,6 +211,21 @@ test_case test_case_at(int index)
     return c;
 }
 
+int test_few_case_count(void)
+{
+    return test_case_count() / 4;
+}
+
+test_case test_few_case_at(int index)
+{
+    return test_case_at(4 * index + index % 4);
+}
+
+int test_dtype_count(int case_index)
+{
+    return case_index % 3 == 0 ? 4 : 2;
+}
+
 void test_problem_of_case(test_problem *p, const test_case *c, hpa_dtype dtype, test_values values)
 {
     hpa_desc desc = c->desc;

@@ -11,17 +11,19 @@ typedef struct head {
     bool *attended;          /* [queries, keys] */
 } head;
 
-/* How intermediates are kept; sums run in f32 unless everything is f64. */
-typedef struct arithmetic {
-    hpa_dtype storage;
-} arithmetic;
+/* How to compute. */
+typedef struct manner {
+    hpa_dtype storage; /* of intermediates; sums run in f32 unless it is f64 */
+    bool forward_only;
+    bool stored_out; /* delta comes from the problem's out */
+} manner;
 
-static double kept(arithmetic a, double value)
+static double kept(manner a, double value)
 {
     return a.storage == HPA_F64 ? value : test_rounded(a.storage, value);
 }
 
-static double add(arithmetic a, double sum, double x, double y)
+static double add(manner a, double sum, double x, double y)
 {
     if (a.storage == HPA_F64)
         return sum + x * y;
@@ -133,7 +135,7 @@ static void gather(const test_problem *p, const readings *r, int64_t b, int64_t 
     }
 }
 
-static double dot(arithmetic a, const double *x, const double *y, int64_t n)
+static double dot(manner a, const double *x, const double *y, int64_t n)
 {
     double sum = 0;
     for (int64_t d = 0; d < n; d++)
@@ -142,7 +144,7 @@ static double dot(arithmetic a, const double *x, const double *y, int64_t n)
 }
 
 /* Probabilities of query i over all keys, and its lse. */
-static double softmax_row(arithmetic a, const head *x, double scale, int64_t i, double *p_row)
+static double softmax_row(manner a, const head *x, double scale, int64_t i, double *p_row)
 {
     const bool *attended = x->attended + i * x->keys;
     double largest = -(double)INFINITY, sum = 0;
@@ -160,7 +162,7 @@ static double softmax_row(arithmetic a, const head *x, double scale, int64_t i, 
     return sum > 0 ? largest + log(sum) : -(double)INFINITY;
 }
 
-static void forward_row(arithmetic a, const head *x, const double *p_row, const bool *attended,
+static void forward_row(manner a, const head *x, const double *p_row, const bool *attended,
                         double *out)
 {
     for (int64_t d = 0; d < x->D; d++)
@@ -173,7 +175,7 @@ static void forward_row(arithmetic a, const head *x, const double *p_row, const 
 }
 
 /* dk and dv [keys, D] of the key/value head are added to; dq [D] is written. */
-static void backward_row(arithmetic a, const head *x, double scale, int64_t i, const double *p_row,
+static void backward_row(manner a, const head *x, double scale, int64_t i, const double *p_row,
                          const double *out, double *dq, double *dk, double *dv)
 {
     const int64_t D = x->D;
@@ -198,8 +200,8 @@ typedef struct head_gradients {
     double *dk, *dv; /* [keys, D] */
 } head_gradients;
 
-static void one_head(arithmetic a, const test_problem *p, const head *x, int64_t b, int64_t h,
-                     bool stored_out, test_oracle *o, head_gradients sums)
+static void one_head(manner a, const test_problem *p, const head *x, int64_t b, int64_t h,
+                     test_oracle *o, head_gradients sums)
 {
     const int64_t D = x->D;
     const double scale = p->desc.scale > 0 ? p->desc.scale : 1 / sqrt((double)D);
@@ -209,8 +211,10 @@ static void one_head(arithmetic a, const test_problem *p, const head *x, int64_t
         double *out = o->out + row * D;
         o->lse[row] = softmax_row(a, x, scale, i, p_row);
         forward_row(a, x, p_row, x->attended + i * x->keys, out);
+        if (a.forward_only)
+            continue;
         double *dq = o->dq + row * D;
-        backward_row(a, x, scale, i, p_row, stored_out ? x->out + i * D : out, dq, sums.dk,
+        backward_row(a, x, scale, i, p_row, a.stored_out ? x->out + i * D : out, dq, sums.dk,
                      sums.dv);
         for (int64_t d = 0; d < D; d++)
             dq[d] = kept(a, dq[d]);
@@ -218,8 +222,8 @@ static void one_head(arithmetic a, const test_problem *p, const head *x, int64_t
     free(p_row);
 }
 
-static void one_kv_head(arithmetic a, const test_problem *p, const test_csr *csr, const readings *r,
-                        int64_t b, int64_t kv_head, bool stored_out, test_oracle *o)
+static void one_kv_head(manner a, const test_problem *p, const test_csr *csr, const readings *r,
+                        int64_t b, int64_t kv_head, test_oracle *o)
 {
     const int64_t group = p->desc.heads_q / p->desc.heads_kv, D = p->desc.head_dim;
     head x = new_head(p, b);
@@ -228,7 +232,7 @@ static void one_kv_head(arithmetic a, const test_problem *p, const test_csr *csr
     for (int64_t h = kv_head * group; h < (kv_head + 1) * group; h++) {
         gather(p, r, b, h, &x);
         mark_attended(p, csr, b, h, &x);
-        one_head(a, p, &x, b, h, stored_out, o, sums);
+        one_head(a, p, &x, b, h, o, sums);
     }
     for (int64_t n = 0; n < x.keys * D; n++) {
         const int64_t row = test_kv_row(p, b, kv_head, n / D);
@@ -240,8 +244,7 @@ static void one_kv_head(arithmetic a, const test_problem *p, const test_csr *csr
     free_head(&x);
 }
 
-static test_oracle compute(arithmetic a, const test_problem *p, const test_csr *csr,
-                           bool stored_out)
+static test_oracle compute(manner a, const test_problem *p, const test_csr *csr)
 {
     readings r = read_all(p);
     test_oracle o = {.out = test_allocate(test_count(&p->out), sizeof(double)),
@@ -251,19 +254,24 @@ static test_oracle compute(arithmetic a, const test_problem *p, const test_csr *
                      .dv = test_allocate(test_count(&p->dv), sizeof(double))};
     for (int64_t b = 0; b < p->desc.batch; b++)
         for (int64_t h = 0; h < p->desc.heads_kv; h++)
-            one_kv_head(a, p, csr, &r, b, h, stored_out, &o);
+            one_kv_head(a, p, csr, &r, b, h, &o);
     free_readings(&r);
     return o;
 }
 
 test_oracle test_dense(const test_problem *p, const test_csr *csr, bool stored_out)
 {
-    return compute((arithmetic){HPA_F64}, p, csr, stored_out);
+    return compute((manner){.storage = HPA_F64, .stored_out = stored_out}, p, csr);
+}
+
+test_oracle test_dense_forward(const test_problem *p, const test_csr *csr)
+{
+    return compute((manner){.storage = HPA_F64, .forward_only = true}, p, csr);
 }
 
 test_oracle test_dense_stored(const test_problem *p, const test_csr *csr, hpa_dtype storage)
 {
-    return compute((arithmetic){storage}, p, csr, false);
+    return compute((manner){.storage = storage}, p, csr);
 }
 
 void test_oracle_free(test_oracle *o)
@@ -327,7 +335,7 @@ void assert_forward_right(const char *name, test_problem *p)
 {
     test_forward(p);
     test_csr csr = test_export(p);
-    test_oracle o = test_dense(p, &csr, false);
+    test_oracle o = test_dense_forward(p, &csr);
     compare(name, "out", p, &p->out, o.out, test_tolerance_of(p->desc.dtype));
     compare(name, "lse", p, &p->lse, o.lse, test_tolerance_of(test_lse_dtype(p->desc.dtype)));
     test_oracle_free(&o);

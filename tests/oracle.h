@@ -18,6 +18,9 @@ bool test_attends(const test_problem *p, const test_csr *csr, int64_t b, int64_t
  * hpa_backward is given), else from this computation's own. */
 test_oracle test_dense(const test_problem *p, const test_csr *csr, bool stored_out);
 
+/* out and lse alone; the gradients mean nothing. */
+test_oracle test_dense_forward(const test_problem *p, const test_csr *csr);
+
 /* What naive dense attention makes in a dtype: every intermediate is stored in it, and sums run in
  * f32. The yardstick for the library's own rounding errors. */
 test_oracle test_dense_stored(const test_problem *p, const test_csr *csr, hpa_dtype storage);

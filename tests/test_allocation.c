@@ -16,12 +16,15 @@ void *__real_aligned_alloc(size_t alignment, size_t size);
 int __real_posix_memalign(void **memory, size_t alignment, size_t size);
 void __real_free(void *memory);
 
-void *__wrap_malloc(size_t size);
-void *__wrap_calloc(size_t count, size_t size);
-void *__wrap_realloc(void *memory, size_t size);
-void *__wrap_aligned_alloc(size_t alignment, size_t size);
-int __wrap_posix_memalign(void **memory, size_t alignment, size_t size);
-void __wrap_free(void *memory);
+/* Visible: the linker may find them wanted by shared libraries too. */
+#define WRAPPER __attribute__((visibility("default")))
+
+WRAPPER void *__wrap_malloc(size_t size);
+WRAPPER void *__wrap_calloc(size_t count, size_t size);
+WRAPPER void *__wrap_realloc(void *memory, size_t size);
+WRAPPER void *__wrap_aligned_alloc(size_t alignment, size_t size);
+WRAPPER int __wrap_posix_memalign(void **memory, size_t alignment, size_t size);
+WRAPPER void __wrap_free(void *memory);
 
 static bool must_fail(void)
 {
