@@ -594,9 +594,8 @@ START_TEST(overlaps_are_refused)
             if (other == n || !list[n].output || (forward_only && other > 4))
                 continue;
             char words[64];
-            /* on a device buffers may lie so close that it overlaps a third one as well */
-            snprintf(words, sizeof words, "%s|%s|overlap", list[n].name,
-                     test_stream() ? "" : list[other].name);
+            /* a larger view may reach past `other` into its neighbour, and be told of that instead */
+            snprintf(words, sizeof words, "%s|overlap", list[n].name);
             list[n].tensor->data = read->data;
             assert_call_fails(&c, forward_only ? FORWARD : BACKWARD, HPA_INVALID_STRIDE, words);
             *list[n].tensor = good;
