@@ -4,11 +4,10 @@
 #include "compare.h"
 #include "convert.h"
 
-#include <cjson/cJSON.h>
 #include <inttypes.h>
+#include <jansson.h>
 #include <math.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #define DESCRIPTION_SIZE 320
@@ -181,77 +180,112 @@ bool print_sweep_end(const struct gradcheck_case *cases, int n)
     return written();
 }
 
-/* JSON. A number that is not finite becomes null, and the case that has one has failed. */
+/* JSON. A number that is not finite becomes null, and the case that has one has failed. What there
+ * is no memory for becomes NULL, which makes NULL of all that it is put into. */
 
-static cJSON *result_json(const hpa_gradcheck_result *result)
+static json_t *number_json(double number)
+{
+    return isfinite(number) ? json_real(number) : json_null();
+}
+
+static json_t *index_json(const hpa_gradcheck_result *result)
+{
+    json_t *index = json_array();
+    for (int32_t n = 0; n < result->ndim; n++)
+        if (json_array_append_new(index, json_integer(result->index[n]))) {
+            json_decref(index);
+            return NULL;
+        }
+    return index;
+}
+
+static json_t *result_json(const hpa_gradcheck_result *result)
 {
     static const char *const kinds[] = {
         [HPA_GRADCHECK_GRADIENT] = "gradient",
         [HPA_GRADCHECK_OUTPUT] = "output",
         [HPA_GRADCHECK_PROPERTY] = "property",
     };
-    cJSON *object = cJSON_CreateObject();
-    cJSON_AddStringToObject(object, "name", result->name);
-    cJSON_AddStringToObject(object, "kind", kinds[result->kind]);
-    cJSON_AddBoolToObject(object, "passed", result->passed);
-    cJSON_AddNumberToObject(object, "elements", (double)result->elements);
-    cJSON_AddNumberToObject(object, "checked", (double)result->checked);
-    cJSON_AddNumberToObject(object, "directions", (double)result->directions);
-    cJSON_AddNumberToObject(object, "max_abs_error", result->max_abs_error);
-    cJSON_AddNumberToObject(object, "max_rel_error", result->max_rel_error);
-    if (result->direction >= 0)
-        cJSON_AddNumberToObject(object, "worst_direction", (double)result->direction);
-    cJSON *index = cJSON_AddArrayToObject(object, "worst_index");
-    for (int32_t n = 0; n < result->ndim; n++)
-        cJSON_AddItemToArray(index, cJSON_CreateNumber((double)result->index[n]));
-    cJSON_AddNumberToObject(object, "analytic", result->analytic);
-    cJSON_AddNumberToObject(object, "numeric", result->numeric);
-    cJSON_AddNumberToObject(object, "allowed", result->allowed);
-    cJSON_AddNumberToObject(object, "dense_error", result->dense_error);
-    return object;
+    bool direction = result->direction >= 0;
+    /* clang-format off */
+    return json_pack("{ss ss sb sI sI sI so so so* so so so so so}",
+                     "name", result->name,
+                     "kind", kinds[result->kind],
+                     "passed", result->passed,
+                     "elements", (json_int_t)result->elements,
+                     "checked", (json_int_t)result->checked,
+                     "directions", (json_int_t)result->directions,
+                     "max_abs_error", number_json(result->max_abs_error),
+                     "max_rel_error", number_json(result->max_rel_error),
+                     "worst_direction", direction ? json_integer(result->direction) : NULL,
+                     "worst_index", index_json(result),
+                     "analytic", number_json(result->analytic),
+                     "numeric", number_json(result->numeric),
+                     "allowed", number_json(result->allowed),
+                     "dense_error", number_json(result->dense_error));
+    /* clang-format on */
 }
 
-static cJSON *case_json(const struct gradcheck_case *checked)
+static json_t *results_json(const hpa_gradcheck_report *report)
+{
+    json_t *results = json_array();
+    for (int32_t n = 0; n < report->n_results; n++)
+        if (json_array_append_new(results, result_json(&report->results[n]))) {
+            json_decref(results);
+            return NULL;
+        }
+    return results;
+}
+
+static json_t *case_json(const struct gradcheck_case *checked)
 {
     char description[DESCRIPTION_SIZE], fingerprint[17];
     const hpa_gradcheck_report *report = &checked->report;
     describe(description, &checked->desc);
     snprintf(fingerprint, sizeof fingerprint, "%016" PRIx64, report->fingerprint);
-    cJSON *object = cJSON_CreateObject();
-    cJSON_AddStringToObject(object, "name", checked->name);
-    cJSON_AddStringToObject(object, "description", description);
-    cJSON_AddBoolToObject(object, "passed", report->passed);
-    cJSON_AddNumberToObject(object, "checked", (double)report->checked);
-    cJSON_AddNumberToObject(object, "max_abs_error", report->max_abs_error);
-    cJSON_AddNumberToObject(object, "max_rel_error", report->max_rel_error);
-    cJSON_AddNumberToObject(object, "density", report->density);
-    cJSON_AddStringToObject(object, "fingerprint", fingerprint);
-    cJSON_AddNumberToObject(object, "seconds", checked->seconds);
-    cJSON_AddStringToObject(object, "message", report->message);
-    cJSON *results = cJSON_AddArrayToObject(object, "results");
-    for (int32_t n = 0; n < report->n_results; n++)
-        cJSON_AddItemToArray(results, result_json(&report->results[n]));
-    return object;
+    /* clang-format off */
+    return json_pack("{ss ss sb sI so so so ss so ss so}",
+                     "name", checked->name,
+                     "description", description,
+                     "passed", report->passed,
+                     "checked", (json_int_t)report->checked,
+                     "max_abs_error", number_json(report->max_abs_error),
+                     "max_rel_error", number_json(report->max_rel_error),
+                     "density", number_json(report->density),
+                     "fingerprint", fingerprint,
+                     "seconds", number_json(checked->seconds),
+                     "message", report->message,
+                     "results", results_json(report));
+    /* clang-format on */
+}
+
+static json_t *cases_json(const struct gradcheck_case *cases, int n)
+{
+    json_t *array = json_array();
+    for (int i = 0; i < n; i++)
+        if (json_array_append_new(array, case_json(&cases[i]))) {
+            json_decref(array);
+            return NULL;
+        }
+    return array;
 }
 
 bool print_json(const struct gradcheck_case *cases, int n)
 {
     hpa_gradcheck_report total = totals(cases, n);
-    cJSON *object = cJSON_CreateObject();
-    cJSON_AddBoolToObject(object, "passed", total.passed);
-    cJSON_AddNumberToObject(object, "max_abs_error", total.max_abs_error);
-    cJSON_AddNumberToObject(object, "max_rel_error", total.max_rel_error);
-    cJSON_AddNumberToObject(object, "checked", (double)total.checked);
-    cJSON_AddStringToObject(object, "backend", cases[0].desc.device == HPA_CUDA ? "cuda" : "cpu");
-    cJSON_AddStringToObject(object, "dtype", dtype_name(cases[0].desc.dtype));
-    cJSON_AddBoolToObject(object, "reference", cases[0].desc.reference);
-    cJSON_AddNumberToObject(object, "seconds", total_seconds(cases, n));
-    cJSON *array = cJSON_AddArrayToObject(object, "cases");
-    for (int i = 0; i < n; i++)
-        cJSON_AddItemToArray(array, case_json(&cases[i]));
-    char *text = cJSON_Print(object);
-    bool printed = text && puts(text) >= 0;
-    free(text);
-    cJSON_Delete(object);
+    /* clang-format off */
+    json_t *object = json_pack("{sb so so sI ss ss sb so so}",
+                               "passed", total.passed,
+                               "max_abs_error", number_json(total.max_abs_error),
+                               "max_rel_error", number_json(total.max_rel_error),
+                               "checked", (json_int_t)total.checked,
+                               "backend", cases[0].desc.device == HPA_CUDA ? "cuda" : "cpu",
+                               "dtype", dtype_name(cases[0].desc.dtype),
+                               "reference", cases[0].desc.reference,
+                               "seconds", number_json(total_seconds(cases, n)),
+                               "cases", cases_json(cases, n));
+    /* clang-format on */
+    bool printed = object && !json_dumpf(object, stdout, JSON_INDENT(2)) && putchar('\n') != EOF;
+    json_decref(object);
     return printed && written();
 }

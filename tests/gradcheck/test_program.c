@@ -1,8 +1,8 @@
 /* The program hpa-gradcheck: exit statuses, the table and the JSON object. */
 #define _POSIX_C_SOURCE 200809L
 
-#include <cjson/cJSON.h>
 #include <check.h>
+#include <jansson.h>
 #include <math.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -80,41 +80,35 @@ START_TEST(table_can_be_read)
 }
 END_TEST
 
-static cJSON *parse(const struct run *run)
+static json_t *parse(const struct run *run)
 {
-    cJSON *object = cJSON_Parse(run->text);
-    ck_assert_msg(object != NULL, "no JSON: %s%s", run->text, run->error);
+    json_error_t error;
+    json_t *object = json_loads(run->text, JSON_REJECT_DUPLICATES, &error);
+    ck_assert_msg(object != NULL, "no JSON: %s: %s%s", error.text, run->text, run->error);
     return object;
 }
 
-static double number(const cJSON *object, const char *name)
+static double number(const json_t *object, const char *name)
 {
-    const cJSON *item = cJSON_GetObjectItemCaseSensitive(object, name);
-    ck_assert_msg(cJSON_IsNumber(item), "%s is not a number", name);
-    return item->valuedouble;
+    const json_t *item = json_object_get(object, name);
+    ck_assert_msg(json_is_number(item), "%s is not a number", name);
+    return json_number_value(item);
 }
 
-static bool passed(const cJSON *object)
+static bool passed(const json_t *object)
 {
-    const cJSON *item = cJSON_GetObjectItemCaseSensitive(object, "passed");
-    ck_assert(cJSON_IsBool(item));
-    return cJSON_IsTrue(item);
+    const json_t *item = json_object_get(object, "passed");
+    ck_assert(json_is_boolean(item));
+    return json_is_true(item);
 }
 
-static const cJSON *results_of(const cJSON *object)
+static const json_t *result_of(const json_t *object, const char *name)
 {
-    const cJSON *cases = cJSON_GetObjectItemCaseSensitive(object, "cases");
-    const cJSON *first = cJSON_GetArrayItem(cases, 0);
-    return cJSON_GetObjectItemCaseSensitive(first, "results");
-}
-
-static const cJSON *result_of(const cJSON *object, const char *name)
-{
-    const cJSON *result;
-    cJSON_ArrayForEach(result, results_of(object))
-    {
-        const cJSON *item = cJSON_GetObjectItemCaseSensitive(result, "name");
-        if (strcmp(item->valuestring, name) == 0)
+    const json_t *first = json_array_get(json_object_get(object, "cases"), 0);
+    const json_t *results = json_object_get(first, "results");
+    for (size_t n = 0; n < json_array_size(results); n++) {
+        const json_t *result = json_array_get(results, n);
+        if (strcmp(json_string_value(json_object_get(result, "name")), name) == 0)
             return result;
     }
     ck_abort_msg("no result %s", name);
@@ -124,18 +118,18 @@ static const cJSON *result_of(const cJSON *object, const char *name)
 START_TEST(json_says_the_same)
 {
     struct run run = run_program("--json" SMALL);
-    cJSON *object = parse(&run);
+    json_t *object = parse(&run);
     ck_assert_int_eq(run.status, 0);
     ck_assert(passed(object));
     ck_assert(number(object, "max_rel_error") < 1e-6);
     ck_assert(number(object, "max_abs_error") > 0);
     /* dq has 2 heads, dk and dv have 1; a direction each besides */
     ck_assert(number(object, "checked") == 4 * 40 * 16 + 3);
-    const cJSON *dq = result_of(object, "dq");
+    const json_t *dq = result_of(object, "dq");
     ck_assert(passed(dq));
     ck_assert(number(dq, "checked") == 2 * 40 * 16);
     ck_assert(fabs(number(dq, "analytic") - number(dq, "numeric")) <= number(dq, "allowed"));
-    cJSON_Delete(object);
+    json_decref(object);
     release(&run);
 }
 END_TEST
@@ -149,12 +143,11 @@ START_TEST(every_dtype_and_the_plain_loops)
     char line[256];
     snprintf(line, sizeof line, "--json %s" SMALL, arguments[_i]);
     struct run run = run_program(line);
-    cJSON *object = parse(&run);
+    json_t *object = parse(&run);
     ck_assert_msg(run.status == 0 && passed(object), "%s", run.text);
     bool reference = strstr(arguments[_i], "reference") != NULL;
-    ck_assert_int_eq(cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(object, "reference")),
-                     reference);
-    cJSON_Delete(object);
+    ck_assert_int_eq(json_is_true(json_object_get(object, "reference")), reference);
+    json_decref(object);
     release(&run);
 }
 END_TEST
@@ -177,12 +170,12 @@ END_TEST
 START_TEST(sweep_passes)
 {
     struct run run = run_program("--json --samples 300");
-    cJSON *object = parse(&run);
+    json_t *object = parse(&run);
     ck_assert_msg(run.status == 0 && passed(object), "%s", run.text);
-    ck_assert_int_ge(cJSON_GetArraySize(cJSON_GetObjectItemCaseSensitive(object, "cases")), 20);
+    ck_assert_uint_ge(json_array_size(json_object_get(object, "cases")), 20);
     ck_assert(number(object, "checked") > 5000);
     ck_assert(number(object, "max_rel_error") < 1e-6);
-    cJSON_Delete(object);
+    json_decref(object);
     release(&run);
 }
 END_TEST
@@ -262,13 +255,30 @@ START_TEST(disagreement_is_1)
     release(&run);
 
     run = run_command(WRONG_GRADCHECK_PROGRAM, "--json" SMALL);
-    cJSON *object = parse(&run);
+    json_t *object = parse(&run);
     ck_assert_int_eq(run.status, 1);
     ck_assert(!passed(object));
     ck_assert(!passed(result_of(object, "dv")));
     ck_assert(passed(result_of(object, "dk")));
     ck_assert(number(object, "max_rel_error") > 5e-4);
-    cJSON_Delete(object);
+    json_decref(object);
+    release(&run);
+}
+END_TEST
+
+START_TEST(json_of_what_is_no_number)
+{
+    setenv("HPA_TEST_NAN", "1", 1);
+    struct run run = run_command(WRONG_GRADCHECK_PROGRAM, "--json" SMALL);
+    json_t *object = parse(&run);
+    ck_assert_int_eq(run.status, 1);
+    ck_assert(!passed(object));
+    ck_assert(json_is_null(json_object_get(object, "max_abs_error")));
+    const json_t *dv = result_of(object, "dv");
+    ck_assert(!passed(dv));
+    ck_assert(json_is_null(json_object_get(dv, "analytic")));
+    ck_assert(json_is_real(json_object_get(dv, "numeric")));
+    json_decref(object);
     release(&run);
 }
 END_TEST
@@ -298,6 +308,7 @@ int main(void)
     tcase_add_test(program, report_that_cannot_be_written);
     tcase_add_test(program, help);
     tcase_add_test(program, disagreement_is_1);
+    tcase_add_test(program, json_of_what_is_no_number);
     tcase_add_test(program, sweep_that_disagrees_is_1);
 
     SRunner *runner = srunner_create(suite);
