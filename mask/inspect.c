@@ -45,13 +45,13 @@ hpa_status hpa_mask_export_csr(const hpa_plan *plan, const void *mask, int64_t *
     return inspector_of(plan)->export_csr(plan, mask, row_ptr, blocks, n_blocks, exec);
 }
 
+/* blocks is checked later, when row_ptr has said whether there are any. */
 static hpa_status check_import(const hpa_plan *plan, const hpa_inputs *in, const void *mask,
-                               const int64_t *row_ptr, const int32_t *blocks, const hpa_exec *exec)
+                               const int64_t *row_ptr, const hpa_exec *exec)
 {
     HPA_TRY(hpa_check_pointer("plan", plan));
     HPA_TRY(hpa_check_mask(plan, mask, false));
     HPA_TRY(hpa_check_pointer("row_ptr", row_ptr));
-    HPA_TRY(hpa_check_pointer("blocks", blocks));
     if (plan->geometry.packed) {
         HPA_TRY(hpa_check_pointer("in", in));
         HPA_TRY(hpa_check_pointer("in.cu_seqlens_q", in->cu_seqlens_q));
@@ -64,7 +64,7 @@ static hpa_status check_import(const hpa_plan *plan, const hpa_inputs *in, const
 hpa_status hpa_mask_import_csr(const hpa_plan *plan, const hpa_inputs *in, void *mask,
                                const int64_t *row_ptr, const int32_t *blocks, const hpa_exec *exec)
 {
-    HPA_TRY(check_import(plan, in, mask, row_ptr, blocks, exec));
+    HPA_TRY(check_import(plan, in, mask, row_ptr, exec));
     return inspector_of(plan)->import_csr(plan, in, mask, row_ptr, blocks, exec);
 }
 

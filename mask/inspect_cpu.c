@@ -233,8 +233,10 @@ static hpa_status export_csr(const hpa_plan *plan, const void *mask, int64_t *ro
     return HPA_OK;
 }
 
-/* Before a single block is read: only row_ptr says how many there are. */
-static hpa_status check_row_ptr(const hpa_geometry *g, const hpa_inputs *in, const int64_t *row_ptr)
+/* Before a single block is read: only row_ptr says how many there are. Where there are none, blocks
+ * may be NULL. */
+static hpa_status check_row_ptr(const hpa_geometry *g, const hpa_inputs *in, const int64_t *row_ptr,
+                                const int32_t *blocks)
 {
     if (row_ptr[0] != 0)
         return hpa_fail(HPA_INVALID_MASK, "row_ptr[0] is %" PRId64 ", expected 0", row_ptr[0]);
@@ -248,7 +250,7 @@ static hpa_status check_row_ptr(const hpa_geometry *g, const hpa_inputs *in, con
             return hpa_fail(HPA_INVALID_MASK,
                             "row_ptr[%" PRId64 "] is %" PRId64 ", expected %" PRId64 " to %" PRId64,
                             r + 1, row_ptr[r + 1], row_ptr[r], row_ptr[r] + g->capacity);
-    return HPA_OK;
+    return row_ptr[rows] > 0 ? hpa_check_pointer("blocks", blocks) : HPA_OK;
 }
 
 /* Walks the rows of a CSR mask: checks them when m is NULL, else writes them to m. */
@@ -261,20 +263,22 @@ static hpa_status read_csr(const hpa_geometry *g, const hpa_inputs *in, const in
             hpa_sequence_at(g, in ? in->cu_seqlens_q : NULL, in ? in->cu_seqlens_kv : NULL, b);
         for (int64_t head = 0; head < g->mask_heads; head++)
             for (int64_t block = 0; block < s.query_blocks; block++, number++) {
-                const int64_t begin = row_ptr[number], end = row_ptr[number + 1];
+                const int64_t length = row_ptr[number + 1] - row_ptr[number];
+                const int32_t *kept = length > 0 ? blocks + row_ptr[number] : NULL;
                 const int64_t row = hpa_row_index(g, &s, head, block);
                 if (!m) {
                     const row_view r = {.sequence = &s,
                                         .mask_head = head,
                                         .query_block = block,
-                                        .length = end - begin,
-                                        .blocks = blocks + begin};
+                                        .length = length,
+                                        .blocks = kept};
                     HPA_TRY(check_row(g, &r));
                     continue;
                 }
-                m->row_length[row] = (int32_t)(end - begin);
-                memcpy(m->row_blocks + row * g->capacity, blocks + begin,
-                       sizeof(int32_t) * (size_t)(end - begin));
+                m->row_length[row] = (int32_t)length;
+                if (kept)
+                    memcpy(m->row_blocks + row * g->capacity, kept,
+                           sizeof(int32_t) * (size_t)length);
             }
     }
     return HPA_OK;
@@ -287,7 +291,7 @@ static hpa_status import_csr(const hpa_plan *plan, const hpa_inputs *in, void *m
     const hpa_geometry *g = &plan->geometry;
     if (g->packed)
         HPA_TRY(hpa_check_lengths(plan, in));
-    HPA_TRY(check_row_ptr(g, in, row_ptr));
+    HPA_TRY(check_row_ptr(g, in, row_ptr, blocks));
     HPA_TRY(read_csr(g, in, row_ptr, blocks, NULL));
     hpa_mask m = hpa_mask_at(g, mask);
     hpa_mask_begin(g, in, &m);

@@ -710,6 +710,8 @@ static hpa_status check_row_ptr(const inspection *x, csr_view *csr, const int64_
             return fail_csr_row(x, csr, number, row_ptr, blocks);
     }
     csr->blocks = row_ptr[csr->rows];
+    if (csr->blocks > 0) /* else it may be NULL */
+        HPA_TRY(hpa_check_pointer("blocks", blocks));
     csr->row_ptr = x->s.row_offsets;
     return to_device(x, x->s.row_offsets, row_ptr + 1, (size_t)csr->rows * sizeof(int64_t));
 }

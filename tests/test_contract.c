@@ -382,6 +382,8 @@ START_TEST(null_structures_are_named)
     NULL_FAILS(hpa_mask_import_csr(NULL, &c.in, mask, row_ptr, blocks, exec), "plan");
     NULL_FAILS(hpa_mask_import_csr(plan, &c.in, NULL, row_ptr, blocks, exec), "mask");
     NULL_FAILS(hpa_mask_import_csr(plan, &c.in, mask, NULL, blocks, exec), "row_ptr");
+    for (int n = 1; n < 64; n++)
+        row_ptr[n] = 1; /* the first row keeps a block */
     NULL_FAILS(hpa_mask_import_csr(plan, &c.in, mask, row_ptr, NULL, exec), "blocks");
     if (c.p.desc.packed)
         NULL_FAILS(hpa_mask_import_csr(plan, NULL, mask, row_ptr, blocks, exec), "in");

@@ -592,6 +592,27 @@ START_TEST(rows_too_long_are_refused)
 }
 END_TEST
 
+static void assert_all(const char *name, const test_problem *p, const test_tensor *t, double want)
+{
+    double *values = test_allocate(test_count(t), sizeof *values);
+    for (int64_t n = 0; n < test_count(t); n++)
+        values[n] = want;
+    assert_tensor_close(name, p, t, values, 0, 0);
+    free(values);
+}
+
+static void assert_attends_to_nothing(test_problem *p)
+{
+    test_problem_fill(p, 5, TEST_NORMAL);
+    test_forward(p);
+    assert_all("out", p, &p->out, 0);
+    assert_all("lse", p, &p->lse, -INFINITY);
+    test_backward(p);
+    assert_all("dq", p, &p->dq, 0);
+    assert_all("dk", p, &p->dk, 0);
+    assert_all("dv", p, &p->dv, 0);
+}
+
 START_TEST(an_empty_mask_can_be_imported)
 {
     test_problem p;
@@ -606,6 +627,16 @@ START_TEST(an_empty_mask_can_be_imported)
     ck_assert_int_eq(stats.empty_rows, csr.rows);
     ck_assert_int_eq(stats.column_max, 0);
     ck_assert(stats.density == 0);
+
+    /* Without blocks there is no array of them either. */
+    const test_csr nothing = {csr.rows, csr.row_ptr, NULL};
+    test_buffer_fill(&p.mask, 0xff);
+    assert_ok(import(&p, &nothing));
+    assert_ok(validate(&p));
+    ck_assert_int_eq(test_statistics(&p).blocks, 0);
+    assert_attends_to_nothing(&p);
+    csr.row_ptr[csr.rows] = 1;
+    assert_failure(import(&p, &nothing), HPA_INVALID_ARGUMENT, "blocks|NULL");
     test_csr_free(&csr);
     test_problem_free(&p);
 }

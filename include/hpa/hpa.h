@@ -331,7 +331,7 @@ HPA_API hpa_status hpa_mask_export_csr(const hpa_plan *plan, const void *mask, i
 /* Writes a mask from compressed sparse rows, which are checked and may come from anywhere:
  * HPA_INVALID_MASK where a row is not ascending, unique, in range and causal, or is longer than the
  * plan's rows can be (hpa_plan_describe). What the search would have kept does not matter. in: its
- * cu_seqlens are read when packed; else it may be NULL. */
+ * cu_seqlens are read when packed; else it may be NULL. blocks may be NULL when no row keeps any. */
 HPA_API hpa_status hpa_mask_import_csr(const hpa_plan *plan, const hpa_inputs *in, void *mask,
                                        const int64_t *row_ptr, const int32_t *blocks,
                                        const hpa_exec *exec);
