@@ -44,7 +44,7 @@ hpa_status hpa_tma_map_of(CUtensorMap *map, const char *name, const hpa_tensor *
                             name, steps[n]);
     }
     const cuuint32_t box[4] = {HPA_TMA_COLUMNS, box_tokens, 1, 1}, element_steps[4] = {1, 1, 1, 1};
-    PFN_cuTensorMapEncodeTiled_v12000 encode;
+    PFN_cuTensorMapEncodeTiled_v12000 encode = nullptr;
     HPA_TRY(find_encoder(&encode));
     const CUresult result =
         encode(map,
