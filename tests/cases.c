@@ -264,3 +264,60 @@ hpa_desc test_random_desc(test_random *random, int64_t longest)
     d.query_stride = (int32_t)test_random_integer(random, 1, 5);
     return d;
 }
+
+hpa_desc test_random_wide_desc(test_random *random, hpa_dtype dtype)
+{
+    hpa_desc d = test_random_desc(random, 300);
+    d.dtype = dtype;
+    d.head_dim = 8 * test_random_integer(random, 1, 32);
+    d.num_threads = (int32_t)test_random_integer(random, 0, 4);
+    return d;
+}
+
+hpa_desc test_medium_desc(hpa_dtype dtype)
+{
+    hpa_desc d = small_desc(4, 2, 200, 230);
+    d.dtype = dtype;
+    d.head_dim = 64;
+    d.rep_tokens = 4;
+    d.leaf_tokens = 16;
+    return d;
+}
+
+void test_problem_built(test_problem *p, const hpa_desc *desc, test_layout layout)
+{
+    test_problem_new(p, desc, layout, NULL, NULL);
+    test_problem_fill(p, 23, TEST_NORMAL);
+    test_build(p);
+}
+
+void assert_repeatable(test_problem *p, test_run_problem run, test_hash_problem hash)
+{
+    run(p);
+    const uint64_t first = hash(p);
+    for (int n = 0; n < 100; n++) {
+        p->scratch_fill = n;
+        run(p);
+        assert_that(hash(p) == first, "run %d differs from the first", n);
+    }
+}
+
+void assert_threads_do_not_matter(const test_case *c, test_run_problem run, test_hash_problem hash)
+{
+    for (int n = 1; n < 4; n += 2) {
+        test_problem p;
+        test_problem_of_case(&p, c, test_dtypes[n], TEST_NORMAL);
+        run(&p);
+        for (int32_t threads = 1; threads <= 3; threads++) {
+            hpa_desc desc = p.desc;
+            desc.num_threads = threads;
+            test_problem other;
+            test_problem_copy(&other, &p, &desc, p.layout);
+            run(&other);
+            assert_that(hash(&other) == hash(&p), "%s: %d threads give other bits", c->name,
+                        threads);
+            test_problem_free(&other);
+        }
+        test_problem_free(&p);
+    }
+}

@@ -466,6 +466,17 @@ void test_backward(test_problem *p)
     test_backward_of(p, true, true, true);
 }
 
+uint64_t test_hash_of_outputs(const test_problem *p)
+{
+    return 3 * test_buffer_hash(p->out.buffer) + test_buffer_hash(p->lse.buffer);
+}
+
+uint64_t test_hash_of_gradients(const test_problem *p)
+{
+    return 9 * test_buffer_hash(p->dq.buffer) + 3 * test_buffer_hash(p->dk.buffer) +
+           test_buffer_hash(p->dv.buffer);
+}
+
 /* Mask */
 
 test_csr test_export(const test_problem *p)

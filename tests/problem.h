@@ -65,6 +65,10 @@ void test_backward(test_problem *p);
 /* Only the gradients asked for. */
 void test_backward_of(test_problem *p, bool dq, bool dk, bool dv);
 
+/* Of all bytes of out and lse, or of dq, dk and dv. */
+uint64_t test_hash_of_outputs(const test_problem *p);
+uint64_t test_hash_of_gradients(const test_problem *p);
+
 /* Tensors, in logical order, which is that of the C array of their shape */
 int64_t test_count(const test_tensor *t);
 double *test_read(const test_tensor *t);

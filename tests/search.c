@@ -276,3 +276,23 @@ bool test_always_representative(const test_problem *p, const test_row *row, int6
     }
     return always;
 }
+
+void test_import_random_mask(test_problem *p, test_random *random, int64_t of_four, int64_t spared)
+{
+    const int64_t key_blocks = (p->desc.seq_kv + p->desc.block_k - 1) / p->desc.block_k;
+    test_csr csr = test_export(p);
+    free(csr.blocks);
+    csr.blocks = test_allocate(csr.rows * key_blocks, sizeof *csr.blocks);
+    for (int64_t r = 0; r < csr.rows; r++) {
+        test_row row = test_row_at(p, r);
+        int64_t end = csr.row_ptr[r];
+        for (int64_t block = 0; block < row.key_blocks; block++)
+            if (row.visible[block] && r % 5 != 2 && block != spared &&
+                test_random_integer(random, 0, 3) < of_four)
+                csr.blocks[end++] = (int32_t)block;
+        csr.row_ptr[r + 1] = end;
+        test_row_free(&row);
+    }
+    test_import(p, &csr);
+    test_csr_free(&csr);
+}

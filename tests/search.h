@@ -25,6 +25,10 @@ int64_t test_tree_blocks(const hpa_desc *desc); /* M */
 /* The whole mask. q and k as test_read gives them. */
 test_csr test_expected_mask(const test_problem *p, const double *q, const double *k);
 
+/* Gives the problem a mask of visible blocks drawn by lot, of_four of four of them; every fifth row
+ * keeps nothing, and no row keeps block spared. The plan must have room for whole rows. */
+void test_import_random_mask(test_problem *p, test_random *random, int64_t of_four, int64_t spared);
+
 /* max of q_i . k_t over the row's sampled queries, over its query heads; NaN counts as -inf. */
 double test_token_score(const test_problem *p, const test_row *row, const double *q,
                         const double *k, int64_t token);

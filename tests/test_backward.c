@@ -20,29 +20,6 @@ START_TEST(equals_the_gradients_of_dense_attention)
 }
 END_TEST
 
-static hpa_desc medium_desc(void)
-{
-    hpa_desc d = test_desc();
-    d.heads_q = 4;
-    d.heads_kv = 2;
-    d.head_dim = 64;
-    d.seq_q = 200;
-    d.seq_kv = 230;
-    d.block_q = 32;
-    d.block_k = 16;
-    d.top_k = 64;
-    d.sink = 16;
-    d.window = 32;
-    return d;
-}
-
-static void new_built(test_problem *p, const hpa_desc *desc, test_layout layout)
-{
-    test_problem_new(p, desc, layout, NULL, NULL);
-    test_problem_fill(p, 29, TEST_NORMAL);
-    test_build(p);
-}
-
 /* The yardstick itself: the dense gradients are the central differences of the dense forward, of the
  * loss sum(out * d_out) + sum(lse * d_lse). */
 static double dense_loss(const test_problem *p, const test_csr *csr)
@@ -83,14 +60,13 @@ static void check_differences(const test_problem *p, const test_csr *csr, const 
 
 START_TEST(the_dense_gradients_are_finite_differences)
 {
-    hpa_desc desc = medium_desc();
-    desc.dtype = HPA_F64;
+    hpa_desc desc = test_medium_desc(HPA_F64);
     desc.head_dim = 8;
     desc.seq_q = 60;
     desc.seq_kv = 50;
     desc.causal = _i;
     test_problem p;
-    new_built(&p, &desc, TEST_BHSD);
+    test_problem_built(&p, &desc, TEST_BHSD);
     test_csr csr = test_export(&p);
     test_oracle o = test_dense(&p, &csr, false);
     check_differences(&p, &csr, "dq", &p.q, o.dq);
@@ -106,13 +82,11 @@ START_TEST(random_problems_are_right)
 {
     test_random random = {(uint64_t)_i + 2000};
     for (int n = 0; n < 4; n++) {
-        hpa_desc desc = test_random_desc(&random, 300);
-        desc.dtype = test_dtypes[n];
-        desc.head_dim = 8 * test_random_integer(&random, 1, 32);
-        desc.num_threads = (int32_t)test_random_integer(&random, 0, 4);
+        hpa_desc desc = test_random_wide_desc(&random, test_dtypes[n]);
         desc.allow_nondeterministic = test_random_integer(&random, 0, 1);
         test_problem p;
-        new_built(&p, &desc, (test_layout)test_random_integer(&random, 0, TEST_LAYOUTS - 1));
+        test_problem_built(&p, &desc,
+                           (test_layout)test_random_integer(&random, 0, TEST_LAYOUTS - 1));
         p.without_d_lse = test_random_integer(&random, 0, 1);
         assert_backward_right("random", &p);
         test_problem_free(&p);
@@ -125,34 +99,19 @@ START_TEST(any_imported_mask_is_followed)
 {
     test_random random = {(uint64_t)_i};
     for (int n = 0; n < 4; n++) {
-        hpa_desc desc = medium_desc();
-        desc.dtype = test_dtypes[n];
+        hpa_desc desc = test_medium_desc(test_dtypes[n]);
         desc.top_k = 1000;
         desc.causal = _i % 2;
         desc.share_heads = _i / 2 % 2;
         test_problem p;
-        new_built(&p, &desc, TEST_BSHD);
-        test_csr csr = test_export(&p);
-        csr.blocks = realloc(csr.blocks, (size_t)(csr.rows * 16) * sizeof(int32_t));
-        ck_assert_ptr_nonnull(csr.blocks);
-        for (int64_t r = 0; r < csr.rows; r++) {
-            test_row row = test_row_at(&p, r);
-            int64_t end = csr.row_ptr[r];
-            for (int64_t block = 0; block < row.key_blocks; block++)
-                if (row.visible[block] && r % 5 != 2 && block != 3 &&
-                    test_random_integer(&random, 0, 2) < 1 + _i % 2)
-                    csr.blocks[end++] = (int32_t)block;
-            csr.row_ptr[r + 1] = end;
-            test_row_free(&row);
-        }
-        test_import(&p, &csr);
+        test_problem_built(&p, &desc, TEST_BSHD);
+        test_import_random_mask(&p, &random, 1 + _i % 2, 3);
         assert_backward_right("imported", &p);
         double *dk = test_read(&p.dk);
         for (int64_t d = 0; d < desc.head_dim; d++)
             assert_that(dk[test_kv_row(&p, 0, 1, 3 * desc.block_k) * desc.head_dim + d] == 0,
                         "a key that nobody keeps has a gradient");
         free(dk);
-        test_csr_free(&csr);
         test_problem_free(&p);
     }
 }
@@ -161,11 +120,10 @@ END_TEST
 START_TEST(errors_are_at_most_three_times_those_of_naive_attention)
 {
     for (int n = 1; n < 4; n++) {
-        hpa_desc desc = medium_desc();
-        desc.dtype = test_dtypes[n];
+        hpa_desc desc = test_medium_desc(test_dtypes[n]);
         desc.causal = _i % 2;
         test_problem p;
-        new_built(&p, &desc, TEST_BHSD);
+        test_problem_built(&p, &desc, TEST_BHSD);
         p.without_d_lse = _i / 2;
         test_forward(&p);
         test_backward(&p);
@@ -196,10 +154,9 @@ END_TEST
 START_TEST(no_d_lse_is_a_d_lse_of_zero)
 {
     for (int n = 0; n < 4; n++) {
-        hpa_desc desc = medium_desc();
-        desc.dtype = test_dtypes[n];
+        hpa_desc desc = test_medium_desc(test_dtypes[n]);
         test_problem p;
-        new_built(&p, &desc, TEST_PADDED);
+        test_problem_built(&p, &desc, TEST_PADDED);
         p.without_d_lse = true;
         assert_backward_right("no d_lse", &p);
         double *without_dq = test_read(&p.dq), *without_dk = test_read(&p.dk);
@@ -224,11 +181,10 @@ END_TEST
 /* The gradients asked for are those of a call that asks for all, bit for bit. */
 START_TEST(unwanted_gradients_change_nothing)
 {
-    hpa_desc desc = medium_desc();
-    desc.dtype = test_dtypes[_i % 4];
+    hpa_desc desc = test_medium_desc(test_dtypes[_i % 4]);
     desc.share_heads = _i / 4;
     test_problem p;
-    new_built(&p, &desc, TEST_BHSD);
+    test_problem_built(&p, &desc, TEST_BHSD);
     test_forward(&p);
     test_backward(&p);
     const uint64_t dq = test_buffer_hash(p.dq.buffer), dk = test_buffer_hash(p.dk.buffer),
@@ -260,11 +216,10 @@ static void check_sum(const char *name, const test_problem *p, const test_tensor
 START_TEST(accumulate_adds)
 {
     for (int n = 0; n < 4; n++) {
-        hpa_desc desc = medium_desc();
-        desc.dtype = test_dtypes[n];
+        hpa_desc desc = test_medium_desc(test_dtypes[n]);
         desc.seq_q = 260; /* some queries see nothing: 0 is added */
         test_problem p;
-        new_built(&p, &desc, (test_layout)(_i % TEST_LAYOUTS));
+        test_problem_built(&p, &desc, (test_layout)(_i % TEST_LAYOUTS));
         test_forward(&p);
         test_csr csr = test_export(&p);
         test_oracle o = test_dense(&p, &csr, true);
@@ -295,10 +250,9 @@ END_TEST
 
 START_TEST(no_cotangent_gives_exactly_no_gradient)
 {
-    hpa_desc desc = medium_desc();
-    desc.dtype = test_dtypes[_i];
+    hpa_desc desc = test_medium_desc(test_dtypes[_i]);
     test_problem p;
-    new_built(&p, &desc, TEST_BHSD);
+    test_problem_built(&p, &desc, TEST_BHSD);
     double *zero = calloc((size_t)test_count(&p.d_out), sizeof *zero);
     ck_assert_ptr_nonnull(zero);
     test_write(&p.d_out, zero);
@@ -319,12 +273,11 @@ END_TEST
 START_TEST(queries_without_keys_get_and_give_nothing)
 {
     for (int n = 0; n < 4; n++) {
-        hpa_desc desc = medium_desc();
-        desc.dtype = test_dtypes[n];
+        hpa_desc desc = test_medium_desc(test_dtypes[n]);
         desc.seq_q = 300;
         desc.seq_kv = _i ? 0 : 90;
         test_problem p;
-        new_built(&p, &desc, TEST_BHSD);
+        test_problem_built(&p, &desc, TEST_BHSD);
         assert_backward_right("few keys", &p);
         double *dq = test_read(&p.dq);
         for (int64_t i = 0; i < desc.seq_q - desc.seq_kv; i++)
@@ -341,12 +294,11 @@ END_TEST
 START_TEST(nondeterministic_gradients_are_right)
 {
     for (int n = 0; n < 4; n++) {
-        hpa_desc desc = medium_desc();
-        desc.dtype = test_dtypes[n];
+        hpa_desc desc = test_medium_desc(test_dtypes[n]);
         desc.allow_nondeterministic = true;
         desc.causal = _i;
         test_problem p;
-        new_built(&p, &desc, TEST_BHSD);
+        test_problem_built(&p, &desc, TEST_BHSD);
         assert_backward_right("any order", &p);
         test_problem_free(&p);
     }
@@ -360,12 +312,11 @@ START_TEST(a_nan_reaches_its_row_and_its_blocks)
 {
     static const int64_t queries[] = {0, 31, 32, 77, 150, 199};
     for (int n = 0; n < 4; n++) {
-        hpa_desc desc = medium_desc();
-        desc.dtype = test_dtypes[n];
+        hpa_desc desc = test_medium_desc(test_dtypes[n]);
         desc.causal = _i % 2;
         const int64_t query = queries[_i / 2], head = 1, D = desc.head_dim;
         test_problem p;
-        new_built(&p, &desc, TEST_BHSD);
+        test_problem_built(&p, &desc, TEST_BHSD);
         test_forward(&p);
         test_backward(&p);
         test_csr csr = test_export(&p);
@@ -416,14 +367,13 @@ END_TEST
 START_TEST(garbage_that_nobody_keeps_reaches_nothing)
 {
     for (int n = 0; n < 4; n++) {
-        hpa_desc desc = medium_desc();
-        desc.dtype = test_dtypes[n];
+        hpa_desc desc = test_medium_desc(test_dtypes[n]);
         desc.sink = 0;
         desc.top_k = 0;
         desc.causal = false;
         desc.window = 0; /* nothing is kept... */
         test_problem p;
-        new_built(&p, &desc, TEST_BHSD);
+        test_problem_built(&p, &desc, TEST_BHSD);
         desc.top_k = 1000;
         test_problem q;
         test_problem_copy(&q, &p, &desc, TEST_BHSD);
@@ -461,49 +411,26 @@ END_TEST
 
 START_TEST(a_hundred_runs_are_identical)
 {
-    hpa_desc desc = medium_desc();
-    desc.dtype = test_dtypes[_i];
+    hpa_desc desc = test_medium_desc(test_dtypes[_i]);
     test_problem p;
-    new_built(&p, &desc, TEST_BSHD);
+    test_problem_built(&p, &desc, TEST_BSHD);
     test_forward(&p);
-    test_backward(&p);
-    const uint64_t dq = test_buffer_hash(p.dq.buffer), dk = test_buffer_hash(p.dk.buffer),
-                   dv = test_buffer_hash(p.dv.buffer);
-    for (int n = 0; n < 100; n++) {
-        p.scratch_fill = n;
-        test_backward(&p);
-        ck_assert_uint_eq(test_buffer_hash(p.dq.buffer), dq);
-        ck_assert_uint_eq(test_buffer_hash(p.dk.buffer), dk);
-        ck_assert_uint_eq(test_buffer_hash(p.dv.buffer), dv);
-    }
+    assert_repeatable(&p, test_backward, test_hash_of_gradients);
     test_problem_free(&p);
 }
 END_TEST
 
+static void run_all(test_problem *p)
+{
+    test_build(p);
+    test_forward(p);
+    test_backward(p);
+}
+
 START_TEST(threads_do_not_matter)
 {
     const test_case c = test_few_case_at(_i);
-    for (int n = 1; n < 4; n += 2) {
-        test_problem p;
-        test_problem_of_case(&p, &c, test_dtypes[n], TEST_NORMAL);
-        test_build(&p);
-        test_forward(&p);
-        test_backward(&p);
-        for (int32_t threads = 1; threads <= 3; threads++) {
-            hpa_desc desc = p.desc;
-            desc.num_threads = threads;
-            test_problem other;
-            test_problem_copy(&other, &p, &desc, p.layout);
-            test_build(&other);
-            test_forward(&other);
-            test_backward(&other);
-            ck_assert_uint_eq(test_buffer_hash(other.dq.buffer), test_buffer_hash(p.dq.buffer));
-            ck_assert_uint_eq(test_buffer_hash(other.dk.buffer), test_buffer_hash(p.dk.buffer));
-            ck_assert_uint_eq(test_buffer_hash(other.dv.buffer), test_buffer_hash(p.dv.buffer));
-            test_problem_free(&other);
-        }
-        test_problem_free(&p);
-    }
+    assert_threads_do_not_matter(&c, run_all, test_hash_of_gradients);
 }
 END_TEST
 

@@ -19,77 +19,31 @@ START_TEST(equals_dense_attention)
 }
 END_TEST
 
-static hpa_desc medium_desc(void)
-{
-    hpa_desc d = test_desc();
-    d.heads_q = 4;
-    d.heads_kv = 2;
-    d.head_dim = 64;
-    d.seq_q = 200;
-    d.seq_kv = 230;
-    d.block_q = 32;
-    d.block_k = 16;
-    d.top_k = 64;
-    d.sink = 16;
-    d.window = 32;
-    return d;
-}
-
-static void new_built(test_problem *p, const hpa_desc *desc, test_layout layout)
-{
-    test_problem_new(p, desc, layout, NULL, NULL);
-    test_problem_fill(p, 23, TEST_NORMAL);
-    test_build(p);
-}
-
 START_TEST(random_problems_equal_dense_attention)
 {
     test_random random = {(uint64_t)_i + 1000};
     for (int n = 0; n < 4; n++) {
-        hpa_desc desc = test_random_desc(&random, 300);
-        desc.dtype = test_dtypes[n];
-        desc.head_dim = 8 * test_random_integer(&random, 1, 32);
-        desc.num_threads = (int32_t)test_random_integer(&random, 0, 4);
+        hpa_desc desc = test_random_wide_desc(&random, test_dtypes[n]);
         test_problem p;
-        new_built(&p, &desc, (test_layout)test_random_integer(&random, 0, TEST_LAYOUTS - 1));
+        test_problem_built(&p, &desc,
+                           (test_layout)test_random_integer(&random, 0, TEST_LAYOUTS - 1));
         assert_forward_right("random", &p);
         test_problem_free(&p);
     }
 }
 END_TEST
 
-/* Any mask: rows that keep nothing, one block, all that fits. */
-static void import_random_mask(test_problem *p, test_random *random, int64_t of_four)
-{
-    const int64_t capacity = (p->desc.seq_kv + p->desc.block_k - 1) / p->desc.block_k;
-    test_csr csr = test_export(p);
-    csr.blocks = realloc(csr.blocks, (size_t)(csr.rows * capacity) * sizeof(int32_t) + 1);
-    ck_assert_ptr_nonnull(csr.blocks);
-    for (int64_t r = 0; r < csr.rows; r++) {
-        test_row row = test_row_at(p, r);
-        int64_t end = csr.row_ptr[r];
-        for (int64_t block = 0; block < row.key_blocks; block++)
-            if (row.visible[block] && r % 5 != 2 && test_random_integer(random, 0, 3) < of_four)
-                csr.blocks[end++] = (int32_t)block;
-        csr.row_ptr[r + 1] = end;
-        test_row_free(&row);
-    }
-    test_import(p, &csr);
-    test_csr_free(&csr);
-}
-
 START_TEST(any_imported_mask_is_followed)
 {
     test_random random = {(uint64_t)_i};
     for (int n = 0; n < 4; n++) {
-        hpa_desc desc = medium_desc();
-        desc.dtype = test_dtypes[n];
+        hpa_desc desc = test_medium_desc(test_dtypes[n]);
         desc.top_k = 1000; /* a row may keep everything */
         desc.causal = _i % 2;
         desc.share_heads = _i / 2 % 2;
         test_problem p;
-        new_built(&p, &desc, TEST_BSHD);
-        import_random_mask(&p, &random, 1 + _i % 3);
+        test_problem_built(&p, &desc, TEST_BSHD);
+        test_import_random_mask(&p, &random, 1 + _i % 3, -1);
         assert_forward_right("imported", &p);
         test_problem_free(&p);
     }
@@ -99,12 +53,11 @@ END_TEST
 START_TEST(queries_without_keys_get_zero)
 {
     for (int n = 0; n < 4; n++) {
-        hpa_desc desc = medium_desc();
-        desc.dtype = test_dtypes[n];
+        hpa_desc desc = test_medium_desc(test_dtypes[n]);
         desc.seq_q = 300;
         desc.seq_kv = _i ? 0 : 90;
         test_problem p;
-        new_built(&p, &desc, TEST_BHSD);
+        test_problem_built(&p, &desc, TEST_BHSD);
         test_forward(&p);
         double *out = test_read(&p.out), *lse = test_read(&p.lse);
         for (int64_t h = 0; h < desc.heads_q; h++)
@@ -127,11 +80,10 @@ END_TEST
 START_TEST(errors_are_at_most_twice_those_of_naive_attention)
 {
     for (int n = 1; n < 4; n++) {
-        hpa_desc desc = medium_desc();
-        desc.dtype = test_dtypes[n];
+        hpa_desc desc = test_medium_desc(test_dtypes[n]);
         desc.causal = _i;
         test_problem p;
-        new_built(&p, &desc, TEST_BHSD);
+        test_problem_built(&p, &desc, TEST_BHSD);
         test_forward(&p);
         test_csr csr = test_export(&p);
         test_oracle exact = test_dense_forward(&p, &csr);
@@ -153,11 +105,10 @@ END_TEST
 START_TEST(the_scale_is_applied)
 {
     static const double scales[] = {1e-3, 0.125, 1, 3};
-    hpa_desc desc = medium_desc();
-    desc.dtype = _i % 2 ? HPA_F32 : HPA_F64;
+    hpa_desc desc = test_medium_desc(_i % 2 ? HPA_F32 : HPA_F64);
     desc.scale = scales[_i / 2];
     test_problem p;
-    new_built(&p, &desc, TEST_BHSD);
+    test_problem_built(&p, &desc, TEST_BHSD);
     /* the exponent amplifies f32's error of a score of size scale * 8 * |s| */
     if (desc.dtype == HPA_F64 || desc.scale <= 1)
         assert_forward_right("scale", &p);
@@ -177,8 +128,7 @@ END_TEST
 START_TEST(large_scores_do_not_overflow)
 {
     for (int n = 0; n < 4; n++) {
-        hpa_desc desc = medium_desc();
-        desc.dtype = test_dtypes[n];
+        hpa_desc desc = test_medium_desc(test_dtypes[n]);
         desc.scale = _i ? 1000 : 50;
         test_problem p;
         test_problem_new(&p, &desc, TEST_BHSD, NULL, NULL);
@@ -252,7 +202,7 @@ static void check_reach(const test_problem *p, const test_csr *csr, spoiled whic
 static void check_nan_at(const hpa_desc *desc, spoiled which, int64_t h, int64_t token)
 {
     test_problem p;
-    new_built(&p, desc, TEST_BHSD);
+    test_problem_built(&p, desc, TEST_BHSD);
     test_csr csr = test_export(&p);
     test_forward(&p);
     double *out = test_read(&p.out), *lse = test_read(&p.lse);
@@ -271,8 +221,7 @@ START_TEST(a_nan_reaches_those_that_take_it_in)
     static const int64_t tokens[] = {0, 1, 15, 16, 40, 97, 150, 180, 199};
     for (int n = 0; n < 4; n++)
         for (int which = SPOIL_Q; which <= SPOIL_V; which++) {
-            hpa_desc desc = medium_desc();
-            desc.dtype = test_dtypes[n];
+            hpa_desc desc = test_medium_desc(test_dtypes[n]);
             desc.batch = 2;
             desc.head_dim = n % 2 ? 40 : 64;
             desc.causal = _i % 2;
@@ -285,10 +234,9 @@ END_TEST
 START_TEST(an_infinite_value_reaches_its_dimension)
 {
     for (int n = 0; n < 4; n++) {
-        hpa_desc desc = medium_desc();
-        desc.dtype = test_dtypes[n];
+        hpa_desc desc = test_medium_desc(test_dtypes[n]);
         test_problem p;
-        new_built(&p, &desc, TEST_BHSD);
+        test_problem_built(&p, &desc, TEST_BHSD);
         test_csr csr = test_export(&p);
         const int64_t token = 90, d = 11;
         spoil(&p, SPOIL_V, 0, 1, token, d, -(double)INFINITY);
@@ -311,8 +259,7 @@ END_TEST
 START_TEST(nan_alone_does_not_look_like_no_key)
 {
     for (int n = 0; n < 4; n++) {
-        hpa_desc desc = medium_desc();
-        desc.dtype = test_dtypes[n];
+        hpa_desc desc = test_medium_desc(test_dtypes[n]);
         desc.seq_q = desc.seq_kv = 1 + 100 * _i;
         test_problem p;
         test_problem_new(&p, &desc, TEST_BHSD, NULL, NULL);
@@ -339,55 +286,36 @@ END_TEST
 
 START_TEST(a_hundred_runs_are_identical)
 {
-    hpa_desc desc = medium_desc();
-    desc.dtype = test_dtypes[_i];
+    hpa_desc desc = test_medium_desc(test_dtypes[_i]);
     test_problem p;
-    new_built(&p, &desc, TEST_BSHD);
+    test_problem_built(&p, &desc, TEST_BSHD);
     test_forward(&p);
-    const uint64_t out = test_buffer_hash(p.out.buffer), lse = test_buffer_hash(p.lse.buffer);
-    for (int n = 0; n < 100; n++) {
-        p.scratch_fill = n;
-        test_forward(&p);
-        ck_assert_uint_eq(test_buffer_hash(p.out.buffer), out);
-        ck_assert_uint_eq(test_buffer_hash(p.lse.buffer), lse);
-    }
+    assert_repeatable(&p, test_forward, test_hash_of_outputs);
     test_problem_free(&p);
 }
 END_TEST
 
+static void run_all(test_problem *p)
+{
+    test_build(p);
+    test_forward(p);
+}
+
 START_TEST(threads_do_not_matter)
 {
     const test_case c = test_few_case_at(_i);
-    for (int n = 1; n < 4; n += 2) {
-        test_problem p;
-        test_problem_of_case(&p, &c, test_dtypes[n], TEST_NORMAL);
-        test_build(&p);
-        test_forward(&p);
-        for (int32_t threads = 1; threads <= 3; threads++) {
-            hpa_desc desc = p.desc;
-            desc.num_threads = threads;
-            test_problem other;
-            test_problem_copy(&other, &p, &desc, p.layout);
-            test_build(&other);
-            test_forward(&other);
-            ck_assert_uint_eq(test_buffer_hash(other.out.buffer), test_buffer_hash(p.out.buffer));
-            ck_assert_uint_eq(test_buffer_hash(other.lse.buffer), test_buffer_hash(p.lse.buffer));
-            test_problem_free(&other);
-        }
-        test_problem_free(&p);
-    }
+    assert_threads_do_not_matter(&c, run_all, test_hash_of_outputs);
 }
 END_TEST
 
 /* The dense setting is dense attention: the mask drops nothing that is visible. */
 START_TEST(top_k_of_the_whole_sequence_is_dense_attention)
 {
-    hpa_desc desc = medium_desc();
+    hpa_desc desc = test_medium_desc(test_dtypes[_i / 2]);
     desc.top_k = 230;
     desc.causal = _i % 2;
-    desc.dtype = test_dtypes[_i / 2];
     test_problem p;
-    new_built(&p, &desc, TEST_BHSD);
+    test_problem_built(&p, &desc, TEST_BHSD);
     test_csr all = test_export(&p);
     for (int64_t i = 0; i < desc.seq_q; i++)
         for (int64_t j = 0; j < desc.seq_kv; j++)
