@@ -22,7 +22,8 @@ else()
 endif()
 
 install(TARGETS hpa EXPORT hpa-targets INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
-install(FILES include/hpa/hpa.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/hpa)
+install(FILES include/hpa/hpa.h include/hpa/hpa.hpp include/hpa/dlpack.h
+        DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/hpa)
 if(TARGET hpa_gradcheck)
   set_target_properties(hpa_gradcheck PROPERTIES EXPORT_NAME gradcheck)
   install(TARGETS hpa_gradcheck EXPORT hpa-targets INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
