@@ -12,6 +12,8 @@ set(hpa_cuda_sources
     mask/mask_cuda.cu
     mask/transpose_cuda.cu
     mask/inspect_cuda.cu
+    mask/validate_cuda.cu
+    mask/csr_cuda.cu
     forward/forward_simt.cu
     forward/forward_sm90.cu
     backward/backward_simt.cu)
