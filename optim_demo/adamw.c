@@ -1,40 +1,30 @@
 #include "adamw.h"
 
-#include <tgmath.h>
+#include <math.h>
 
-void adamw_update(const adamw *self, int64_t offset, real *weights, const real *gradients,
-                  int64_t n, int64_t step, double learning_rate, int decay)
+bool adamw_clip(model *m, double longest, double *norm, failure *why)
 {
-    real *first = self->first + offset, *second = self->second + offset;
-    real beta1 = (real)self->beta1, beta2 = (real)self->beta2;
-    /* The running means start at zero: undo that bias. */
-    real unbias1 = (real)(1 / (1 - pow(self->beta1, (double)step)));
-    real unbias2 = (real)(1 / (1 - pow(self->beta2, (double)step)));
-    real rate = (real)learning_rate;
-    real keep = decay ? (real)(1 - learning_rate * self->weight_decay) : 1;
-#pragma omp parallel for simd
-    for (int64_t i = 0; i < n; i++) {
-        real g = gradients[i];
-        first[i] = beta1 * first[i] + (1 - beta1) * g;
-        second[i] = beta2 * second[i] + (1 - beta2) * g * g;
-        real root = sqrt(second[i] * unbias2);
-        weights[i] = keep * weights[i] - rate * first[i] * unbias1 / (root + (real)1e-8);
-    }
+    double squares;
+    if (!m->on->op->sum_of_squares(m->on, m->gradients.all, m->n_weights, &squares, why))
+        return false;
+    *norm = sqrt(squares);
+    if (longest > 0 && *norm > longest)
+        m->on->op->scale(m->on, m->gradients.all, longest / *norm, m->n_weights);
+    return true;
 }
 
-double gradient_norm(const real *gradients, int64_t n)
+void adamw_update(model *m, adamw_step step)
 {
-    double squares = 0;
-    enum { CHUNK = 1 << 15 };
-    for (int64_t first = 0; first < n; first += CHUNK) {
-        int64_t last = first + CHUNK < n ? first + CHUNK : n;
-        double chunk = 0;
-#pragma omp simd reduction(+ : chunk)
-        for (int64_t i = first; i < last; i++)
-            chunk += (double)gradients[i] * (double)gradients[i];
-        squares += chunk;
+    double decay = step.weight_decay;
+    for (int64_t n = 0; n < m->n_infos; n++) {
+        int64_t offset = m->infos[n].offset;
+        step.weight_decay = m->infos[n].columns > 0 ? decay : 0;
+        m->on->op->adamw(m->on, number_at(m->on, m->weights.all, offset),
+                         number_at(m->on, m->first_moments, offset),
+                         number_at(m->on, m->second_moments, offset),
+                         number_at(m->on, m->gradients.all, offset), m->infos[n].count, &step);
     }
-    return sqrt(squares);
+    model_weights_changed(m);
 }
 
 double learning_rate_at(int64_t step, int64_t steps, int64_t warmup, double highest, double lowest)

@@ -7,8 +7,9 @@
 #ifndef DEMO_ATTENTION_H
 #define DEMO_ATTENTION_H
 
+#include "arena.h"
+#include "backend.h"
 #include "failure.h"
-#include "real.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -16,9 +17,9 @@
 enum { MAX_LAYERS = 64 };
 
 typedef enum attention_kind {
-    ATTENTION_DENSE,  /* every key: top_k is the whole context */
+    ATTENTION_HIP,    /* sink, window, and the top_k keys that the tree search finds */
     ATTENTION_WINDOW, /* the last keys alone: top_k is given to the window */
-    ATTENTION_HIP     /* sink, window, and the top_k keys that the tree search finds */
+    ATTENTION_DENSE   /* every key: top_k is the whole context */
 } attention_kind;
 
 typedef struct attention_settings {
@@ -43,28 +44,33 @@ typedef enum mask_use {
 
 typedef struct attention attention;
 
-bool attention_create(attention **self, const attention_settings *settings,
+/* Makes the plans, which say how much memory the rest needs. `on` must outlive the result. */
+bool attention_create(attention **self, backend *on, const attention_settings *settings,
                       const attention_shape *shape, failure *why);
+/* Takes the memory for masks and scratch. */
+void attention_lay_out(attention *self, arena *a);
+/* Once the memory is there. */
+void attention_set_up(attention *self);
 void attention_destroy(attention *self); /* NULL is a no-op */
 
-/* qkv (B, T, Hq + 2 Hkv, D) -> out (B, T, Hq, D), lse (B, Hq, T) */
-bool attention_forward(attention *self, int64_t layer, mask_use use, const real *qkv, real *out,
-                       real *lse, failure *why);
+/* qkv (B, T, Hq + 2 Hkv, D) -> out (B, T, Hq, D), operands; lse (B, Hq, T), numbers */
+bool attention_forward(attention *self, int64_t layer, mask_use use, void *qkv, void *out,
+                       void *lse, failure *why);
 /* Writes d_qkv, given what the forward with the layer's own mask read and wrote. */
-bool attention_backward(attention *self, int64_t layer, const real *qkv, const real *out,
-                        const real *lse, const real *d_out, real *d_qkv, failure *why);
+bool attention_backward(attention *self, int64_t layer, void *qkv, void *out, void *lse,
+                        void *d_out, void *d_qkv, failure *why);
 
 /* One new token, for sampling: q (Hq, D) looks back at cache (length, 2 Hkv, D), the keys and
- * values of the tokens up to and including its own. out (Hq, D). */
-bool attention_step(attention *self, int64_t layer, const real *q, const real *cache,
-                    int64_t length, real *out, failure *why);
+ * values of the tokens up to and including its own. out (Hq, D). All operands. */
+bool attention_step(attention *self, int64_t layer, void *q, void *cache, int64_t length, void *out,
+                    failure *why);
 
 /* Pairs attended to, as a share of those of dense attention, in the mask of the last forward. */
 bool attention_density(attention *self, int64_t layer, double *density, failure *why);
 
-/* The layer's own mask, for a checkpoint; NULL before the first MASK_BUILD. */
+/* The layer's own mask, an address on the backend; NULL before the first MASK_BUILD. */
 const void *attention_mask(const attention *self, int64_t layer, int64_t *bytes);
-/* Takes a mask from a checkpoint, and refuses one that is damaged or of other shapes. */
+/* Takes a mask from a checkpoint, on the host, and refuses one that is damaged or of other shapes. */
 bool attention_set_mask(attention *self, int64_t layer, const void *mask, int64_t bytes,
                         failure *why);
 

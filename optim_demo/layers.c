@@ -1,4 +1,7 @@
-#include "layers.h"
+/* The layers of the transformer on the CPU, each forward followed by its backward. backend.h says
+ * what they do; numbers and operands are both `real` here. */
+#include "cpu.h"
+#include "real.h"
 
 #include <cblas.h>
 #include <omp.h>
@@ -22,25 +25,38 @@ static void product(CBLAS_TRANSPOSE op_a, CBLAS_TRANSPOSE op_b, int64_t m, int64
     }
 }
 
-void linear_forward(real *out, const real *in, const real *weight, int64_t N, int64_t K, int64_t O,
-                    int add)
+static void linear_forward(backend *on, into where, void *out, const void *in, const void *weight,
+                           int64_t N, int64_t K, int64_t O)
 {
-    product(CblasNoTrans, CblasTrans, N, O, K, in, K, weight, K, add ? 1 : 0, out);
+    phase before = cpu_enter(on, PHASE_PRODUCTS);
+    product(CblasNoTrans, CblasTrans, N, O, K, in, K, weight, K, where == ONTO_NUMBERS ? 1 : 0,
+            out);
+    cpu_enter(on, before);
 }
 
-void linear_backward(real *d_in, real *d_weight, const real *d_out, const real *in,
-                     const real *weight, int64_t N, int64_t K, int64_t O, int add)
+static void linear_backward(backend *on, void *d_in, void *d_weight, const void *d_out,
+                            const void *in, const void *weight, int64_t N, int64_t K, int64_t O)
 {
+    phase before = cpu_enter(on, PHASE_PRODUCTS);
     /* forward: out = in weight^T   =>   d_in = d_out weight,   d_weight += d_out^T in */
-    product(CblasNoTrans, CblasNoTrans, N, K, O, d_out, O, weight, K, add ? 1 : 0, d_in);
+    product(CblasNoTrans, CblasNoTrans, N, K, O, d_out, O, weight, K, 0, d_in);
     product(CblasTrans, CblasNoTrans, O, K, N, d_out, O, in, K, 1, d_weight);
+    cpu_enter(on, before);
 }
 
-static const real epsilon = (real)1e-5; /* keeps a row of zeros finite */
-
-void rmsnorm_forward(real *out, real *scale, const real *in, const real *weight, int64_t N,
-                     int64_t C)
+static void round_numbers(backend *on, void *to, const void *from, int64_t n)
 {
+    cpu_copy(on, to, from, n * (int64_t)sizeof(real));
+}
+
+static const real epsilon = (real)NORM_EPSILON;
+
+static void rmsnorm_forward(backend *on, void *out_, void *scale_, const void *in_,
+                            const void *weight_, int64_t N, int64_t C)
+{
+    real *out = out_, *scale = scale_;
+    const real *in = in_, *weight = weight_;
+    (void)on;
 #pragma omp parallel for
     for (int64_t n = 0; n < N; n++) {
         const real *x = in + n * C;
@@ -55,9 +71,13 @@ void rmsnorm_forward(real *out, real *scale, const real *in, const real *weight,
     }
 }
 
-void rmsnorm_backward(real *d_in, real *d_weight, const real *d_out, const real *in,
-                      const real *scale, const real *weight, int64_t N, int64_t C)
+static void rmsnorm_backward(backend *on, void *d_in_, void *d_weight_, const void *d_out_,
+                             const void *in_, const void *scale_, const void *weight_, int64_t N,
+                             int64_t C)
 {
+    real *d_in = d_in_, *d_weight = d_weight_;
+    const real *d_out = d_out_, *in = in_, *scale = scale_, *weight = weight_;
+    (void)on;
 #pragma omp parallel for
     for (int64_t n = 0; n < N; n++) {
         const real *x = in + n * C, *dy = d_out + n * C;
@@ -81,20 +101,13 @@ void rmsnorm_backward(real *d_in, real *d_weight, const real *d_out, const real 
     }
 }
 
-void rope_table(real *table, int64_t T, int64_t D, double base)
+static void rope(backend *on, void *x_, const void *table_, int64_t N, int64_t T, int64_t first,
+                 int64_t stride, int64_t heads, int64_t D, int direction)
 {
-    for (int64_t t = 0; t < T; t++)
-        for (int64_t i = 0; i < D / 2; i++) {
-            double angle = (double)t * pow(base, -2.0 * (double)i / (double)D);
-            table[(t * (D / 2) + i) * 2] = (real)cos(angle);
-            table[(t * (D / 2) + i) * 2 + 1] = (real)sin(angle);
-        }
-}
-
-void rope(real *x, const real *table, int64_t N, int64_t T, int64_t first, int64_t stride,
-          int64_t heads, int64_t D, int direction)
-{
+    real *x = x_;
+    const real *table = table_;
     int64_t half = D / 2;
+    (void)on;
 #pragma omp parallel for
     for (int64_t n = 0; n < N; n++) {
         const real *turn = table + (first + n % T) * half * 2;
@@ -110,8 +123,11 @@ void rope(real *x, const real *table, int64_t N, int64_t T, int64_t first, int64
     }
 }
 
-void swiglu_forward(real *out, const real *gate_up, int64_t N, int64_t F)
+static void swiglu_forward(backend *on, void *out_, const void *gate_up_, int64_t N, int64_t F)
 {
+    real *out = out_;
+    const real *gate_up = gate_up_;
+    (void)on;
 #pragma omp parallel for
     for (int64_t n = 0; n < N; n++) {
         const real *gate = gate_up + n * 2 * F, *up = gate + F;
@@ -121,8 +137,12 @@ void swiglu_forward(real *out, const real *gate_up, int64_t N, int64_t F)
     }
 }
 
-void swiglu_backward(real *d_gate_up, const real *d_out, const real *gate_up, int64_t N, int64_t F)
+static void swiglu_backward(backend *on, void *d_gate_up_, const void *d_out_, const void *gate_up_,
+                            int64_t N, int64_t F)
 {
+    real *d_gate_up = d_gate_up_;
+    const real *d_out = d_out_, *gate_up = gate_up_;
+    (void)on;
 #pragma omp parallel for
     for (int64_t n = 0; n < N; n++) {
         const real *gate = gate_up + n * 2 * F, *up = gate + F, *dy = d_out + n * F;
@@ -138,16 +158,23 @@ void swiglu_backward(real *d_gate_up, const real *d_out, const real *gate_up, in
     }
 }
 
-void embedding_forward(real *out, const uint8_t *tokens, const real *table, int64_t N, int64_t C)
+static void embedding_forward(backend *on, void *out_, const uint8_t *tokens, const void *table_,
+                              int64_t N, int64_t C)
 {
+    real *out = out_;
+    const real *table = table_;
+    (void)on;
 #pragma omp parallel for
     for (int64_t n = 0; n < N; n++)
         memcpy(out + n * C, table + tokens[n] * C, (size_t)C * sizeof *out);
 }
 
-void embedding_backward(real *d_table, const real *d_out, const uint8_t *tokens, int64_t N,
-                        int64_t C)
+static void embedding_backward(backend *on, void *d_table_, const void *d_out_,
+                               const uint8_t *tokens, int64_t N, int64_t C)
 {
+    real *d_table = d_table_;
+    const real *d_out = d_out_;
+    (void)on;
     /* forward: out[n] = table[token[n]]   =>   d_table[token[n]] += d_out[n]. A thread owns some
      * columns, because a token may come many times. */
     enum { COLUMNS = 16 };
@@ -160,8 +187,11 @@ void embedding_backward(real *d_table, const real *d_out, const uint8_t *tokens,
     }
 }
 
-void cross_entropy_forward(real *losses, real *logits, const uint8_t *targets, int64_t N, int64_t V)
+static void cross_entropy(backend *on, void *losses_, void *d_logits_, void *logits_,
+                          const uint8_t *targets, double factor, int64_t N, int64_t V)
 {
+    real *losses = losses_, *d_logits = d_logits_, *logits = logits_;
+    (void)on;
 #pragma omp parallel for
     for (int64_t n = 0; n < N; n++) {
         real *x = logits + n * V;
@@ -173,21 +203,113 @@ void cross_entropy_forward(real *losses, real *logits, const uint8_t *targets, i
             x[v] = exp(x[v] - largest);
             sum += x[v];
         }
-        for (int64_t v = 0; v < V; v++)
-            x[v] /= sum;
         losses[n] = log(sum) + largest - wanted;
+        if (!d_logits)
+            continue;
+        /* forward: loss = log(sum exp x) - x[target]   =>   dx = probability - [v == target] */
+        real *dx = d_logits + n * V;
+        for (int64_t v = 0; v < V; v++)
+            dx[v] = x[v] / sum;
+        dx[targets[n]] -= 1;
+        for (int64_t v = 0; v < V; v++)
+            dx[v] *= (real)factor;
     }
 }
 
-void cross_entropy_backward(real *probabilities, const uint8_t *targets, double factor, int64_t N,
-                            int64_t V)
+static void adamw(backend *on, void *weights_, void *first_, void *second_, const void *gradients_,
+                  int64_t n, const adamw_step *step)
 {
-#pragma omp parallel for
-    for (int64_t n = 0; n < N; n++) {
-        /* forward: loss = log(sum exp x) - x[target]   =>   dx = probability - [v == target] */
-        real *x = probabilities + n * V;
-        x[targets[n]] -= 1;
-        for (int64_t v = 0; v < V; v++)
-            x[v] *= (real)factor;
+    real *weights = weights_, *first = first_, *second = second_;
+    const real *gradients = gradients_;
+    (void)on;
+    real beta1 = (real)step->beta1, beta2 = (real)step->beta2;
+    /* The running means start at zero: undo that bias. */
+    real unbias1 = (real)(1 / (1 - pow(step->beta1, (double)step->number)));
+    real unbias2 = (real)(1 / (1 - pow(step->beta2, (double)step->number)));
+    real rate = (real)step->learning_rate;
+    real keep = (real)(1 - step->learning_rate * step->weight_decay);
+#pragma omp parallel for simd
+    for (int64_t i = 0; i < n; i++) {
+        real g = gradients[i];
+        first[i] = beta1 * first[i] + (1 - beta1) * g;
+        second[i] = beta2 * second[i] + (1 - beta2) * g * g;
+        real root = sqrt(second[i] * unbias2);
+        weights[i] = keep * weights[i] - rate * first[i] * unbias1 / (root + (real)ADAMW_EPSILON);
     }
 }
+
+static void scale(backend *on, void *x_, double factor, int64_t n)
+{
+    real *x = x_;
+    (void)on;
+#pragma omp parallel for simd
+    for (int64_t i = 0; i < n; i++)
+        x[i] *= (real)factor;
+}
+
+/* In an order that does not depend on the number of threads. */
+static bool sum_of_squares(backend *on, const void *x_, int64_t n, double *sum, failure *why)
+{
+    const real *x = x_;
+    enum { CHUNK = 1 << 15 };
+    (void)on, (void)why;
+    *sum = 0;
+    for (int64_t first = 0; first < n; first += CHUNK) {
+        int64_t last = first + CHUNK < n ? first + CHUNK : n;
+        double chunk = 0;
+#pragma omp simd reduction(+ : chunk)
+        for (int64_t i = first; i < last; i++)
+            chunk += (double)x[i] * (double)x[i];
+        *sum += chunk;
+    }
+    return true;
+}
+
+static bool draw(backend *on, const void *logits_, int64_t V, double temperature,
+                 random_source *source, uint8_t *drawn, failure *why)
+{
+    const real *logits = logits_;
+    int64_t best = 0;
+    double sum = 0;
+    (void)on, (void)why;
+    for (int64_t v = 1; v < V; v++)
+        best = logits[v] > logits[best] ? v : best;
+    *drawn = (uint8_t)best;
+    if (temperature == 0)
+        return true;
+    for (int64_t v = 0; v < V; v++)
+        sum += exp((double)(logits[v] - logits[best]) / temperature);
+    double point = random_unit(source) * sum;
+    for (int64_t v = 0; v < V; v++)
+        if ((point -= exp((double)(logits[v] - logits[best]) / temperature)) < 0) {
+            *drawn = (uint8_t)v;
+            break;
+        }
+    return true;
+}
+
+const operations CPU_OPERATIONS = {.close = cpu_close,
+                                   .allocate = cpu_allocate,
+                                   .release = cpu_release,
+                                   .available = cpu_available,
+                                   .clear = cpu_clear,
+                                   .copy = cpu_copy,
+                                   .write = cpu_copy,
+                                   .read = cpu_read,
+                                   .enter = cpu_enter,
+                                   .read_clock = cpu_read_clock,
+                                   .linear_forward = linear_forward,
+                                   .linear_backward = linear_backward,
+                                   .round = round_numbers,
+                                   .rmsnorm_forward = rmsnorm_forward,
+                                   .rmsnorm_backward = rmsnorm_backward,
+                                   .rope = rope,
+                                   .swiglu_forward = swiglu_forward,
+                                   .swiglu_backward = swiglu_backward,
+                                   .embedding_forward = embedding_forward,
+                                   .embedding_backward = embedding_backward,
+                                   .cross_entropy = cross_entropy,
+                                   .adamw = adamw,
+                                   .scale = scale,
+                                   .sum_of_squares = sum_of_squares,
+                                   .draw = draw};

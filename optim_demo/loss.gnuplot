@@ -16,7 +16,7 @@ smooth(y) = (mean = (mean == mean ? memory * mean + (1 - memory) * y : y), mean)
 dense = folder . "/dense-after.csv"
 hip = folder . "/hip-after.csv"
 window = folder . "/window-after.csv"
-beside(file) = "< paste -d, " . file . " " . dense # its loss is column 3, that of dense column 12
+beside(file) = "< paste -d, " . file . " " . dense # its loss is column 3, that of dense column 18
 
 set multiplot layout 1,3
 set ylabel "training loss, nats a byte"
@@ -35,8 +35,8 @@ plot x = start(0), dense every ::1 using 1:(smooth($3)) with lines linewidth 2 \
 
 set title "the same, minus that of dense attention"
 set ylabel "nats a byte"
-plot x = start(0), beside(hip) every ::1 using 1:(smooth($3 - $12)) with lines linewidth 2 \
+plot x = start(0), beside(hip) every ::1 using 1:(smooth($3 - $18)) with lines linewidth 2 \
          linecolor "#2654a0" title "HiP", \
-     x = start(0), beside(window) every ::1 using 1:(smooth($3 - $12)) with lines linewidth 2 \
+     x = start(0), beside(window) every ::1 using 1:(smooth($3 - $18)) with lines linewidth 2 \
          linecolor "#308060" title "sliding window"
 unset multiplot

@@ -1,8 +1,9 @@
 /* hpa-finetune: trains a small transformer on a text, with libhpa's attention. --help explains.
  *
  * To read it: model.c is the transformer, forward and backward; attention.c is all that it asks of
- * libhpa; train.c is the loop. layers.c, adamw.c, data.c, checkpoint.c and sample.c are what their
- * names say, and the rest serves the person at the keyboard. */
+ * libhpa; train.c is the loop. backend.h lists the operations that they are made of; layers.c has
+ * these for the CPU, layers.cu and cuda.c for a CUDA device. adamw.c, data.c, checkpoint.c and
+ * sample.c are what their names say, and the rest serves the person at the keyboard. */
 #include "interrupt.h"
 #include "mask_picture.h"
 #include "options.h"
@@ -26,9 +27,10 @@ static void introduce(const training *t)
     printf("%s: %.2f MB to train on, %.2f MB held out\n", o->data, (double)t->data.train_size / 1e6,
            (double)(t->data.size - t->data.train_size) / 1e6);
     printf("model: %.2fM weights, %" PRId64 " layers, dim %" PRId64 ", %" PRId64
-           " heads of %" PRId64 " on %" PRId64 ", %s attention over %" PRId64 " tokens\n",
+           " heads of %" PRId64 " on %" PRId64 ", %s attention over %" PRId64 " tokens, %s on %s\n",
            (double)t->model->n_weights / 1e6, s->layers, s->dim, s->heads, s->head_dim, s->kv_heads,
-           attention_kind_name(o->attention.kind), s->context);
+           attention_kind_name(o->attention.kind), s->context, backend_dtype_name(t->on),
+           t->on->place);
     if (t->state.step > 0)
         printf("going on from step %" PRId64 " of %s\n", t->state.step, o->resume);
     fflush(stdout);
@@ -72,6 +74,10 @@ static bool conclude(training *t, failure *why)
     if (speed > 0)
         report_say(&t->report, "%.0f tokens a second in training, checkpoint in %s", speed,
                    o->checkpoint);
+    if (speed > 0)
+        report_costs(&t->report, (double)t->on->peak);
+    if (o->weights && !checkpoint_export(o->weights, t->model, why))
+        return false;
     result_row result = {o->label,
                          attention_kind_name(o->attention.kind),
                          o->shape.context,

@@ -1,6 +1,5 @@
 #include "model.h"
 
-#include "layers.h"
 #include "random.h"
 
 #include <inttypes.h>
@@ -8,7 +7,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 /* Shapes */
 
@@ -94,100 +92,146 @@ int64_t model_weight_infos(const model_shape *s, weight_info *infos)
     return n;
 }
 
-static void point_weights(model_weights *w, const weight_info *infos, const model_shape *s)
+/* From w->all and w->operands, whose elements have so many bytes, to the single weights. */
+static void point_weights(model_weights *w, const model *m, int64_t operand_bytes)
 {
-    const weight_info *info = infos;
-    w->embedding = w->all + info++->offset;
-    for (int64_t l = 0; l < s->layers; l++, info += WEIGHTS_IN_LAYER)
-        w->layer[l] = (layer_weights){.attention_norm = w->all + info[0].offset,
-                                      .qkv = w->all + info[1].offset,
-                                      .attention_out = w->all + info[4].offset,
-                                      .mlp_norm = w->all + info[5].offset,
-                                      .gate_up = w->all + info[6].offset,
-                                      .down = w->all + info[8].offset};
-    w->final_norm = w->all + info->offset;
+    const weight_info *info = m->infos;
+#define NUMBERS(n) ((char *)w->all + info[n].offset * m->on->number_bytes)
+#define OPERANDS(n) ((char *)w->operands + info[n].offset * operand_bytes)
+    w->embedding = NUMBERS(0);
+    w->output = OPERANDS(0);
+    info++;
+    for (int64_t l = 0; l < m->shape.layers; l++, info += WEIGHTS_IN_LAYER)
+        w->layer[l] = (layer_weights){.attention_norm = NUMBERS(0),
+                                      .qkv = OPERANDS(1),
+                                      .attention_out = OPERANDS(4),
+                                      .mlp_norm = NUMBERS(5),
+                                      .gate_up = OPERANDS(6),
+                                      .down = OPERANDS(8)};
+    w->final_norm = NUMBERS(0);
+#undef NUMBERS
+#undef OPERANDS
 }
 
-void model_initialize(model *self, uint64_t seed)
+bool model_initialize(model *self, uint64_t seed, failure *why)
 {
     random_source source = {seed};
+    int64_t bytes = self->n_weights * self->on->number_bytes;
+    void *host = malloc((size_t)bytes);
+    if (!host)
+        return fail(why, "out of memory for the first weights");
     /* Each layer adds two terms to the residual stream: keep their sum as large as one. */
     double residual = 1 / sqrt(2.0 * (double)self->shape.layers);
     for (int64_t n = 0; n < self->n_infos; n++) {
         const weight_info *info = &self->infos[n];
-        real *w = self->weights.all + info->offset;
         bool ends_branch = strstr(info->name, "o_proj") || strstr(info->name, "down_proj");
         double deviation = n == 0 ? 0.02 : 1 / sqrt((double)info->columns);
         deviation *= ends_branch ? residual : 1;
         for (int64_t i = 0; i < info->count; i++)
-            w[i] = info->columns ? (real)(deviation * random_normal(&source)) : 1;
+            number_set(self->on, host, info->offset + i,
+                       info->columns ? deviation * random_normal(&source) : 1);
     }
+    self->on->op->write(self->on, self->weights.all, host, bytes);
+    free(host);
+    model_weights_changed(self);
+    return true;
+}
+
+void model_weights_changed(model *self)
+{
+    if (self->weights.operands != self->weights.all)
+        self->on->op->round(self->on, self->weights.operands, self->weights.all, self->n_weights);
 }
 
 /* Memory */
 
-/* Hands out pieces of one block; with base NULL it only counts. Pieces start on cache lines. */
-typedef struct arena {
-    char *base;
-    int64_t used;
-} arena;
+enum { HEAD_ROWS = 8192 }; /* that have their logits in memory at a time */
 
-static real *take(arena *a, int64_t count)
+static layer_activations lay_out_layer(const model *self, arena *a)
 {
-    int64_t start = a->used, bytes = count * (int64_t)sizeof(real);
-    a->used += (bytes + 63) / 64 * 64;
-    return a->base ? (real *)(void *)(a->base + start) : NULL;
+    const model_shape *s = &self->shape;
+    int64_t N = s->batch * s->context, C = s->dim, F = s->hidden, A = s->heads * s->head_dim;
+    int64_t number = self->on->number_bytes, operand = self->on->operand_bytes;
+    return (layer_activations){.attention_normed = arena_take(a, N * C * operand),
+                               .attention_scale = arena_take(a, N * number),
+                               .qkv = arena_take(a, N * qkv_width(s) * operand),
+                               .attended = arena_take(a, N * A * operand),
+                               .lse = arena_take(a, N * s->heads * number),
+                               .middle = arena_take(a, N * C * number),
+                               .mlp_normed = arena_take(a, N * C * operand),
+                               .mlp_scale = arena_take(a, N * number),
+                               .gate_up = arena_take(a, N * 2 * F * operand),
+                               .activated = arena_take(a, N * F * operand)};
+}
+
+static void lay_out_weights(model *self, arena *a)
+{
+    int64_t n = self->n_weights, number = self->on->number_bytes, operand = self->on->operand_bytes;
+    model_weights *w = &self->weights, *d = &self->gradients;
+    w->all = arena_take(a, n * number);
+    w->operands = self->on->operand == self->on->number ? w->all : arena_take(a, n * operand);
+    d->all = d->operands = arena_take(a, n * number);
+    self->first_moments = arena_take(a, n * number);
+    self->second_moments = arena_take(a, n * number);
+}
+
+static void lay_out_layers(model *self, arena *a)
+{
+    const model_shape *s = &self->shape;
+    int64_t stream = s->batch * s->context * s->dim * self->on->number_bytes;
+    for (int64_t l = 0; l < s->layers; l++) {
+        bool shares = l > 0 && s->checkpoint_layers;
+        self->layer[l] = shares ? self->layer[0] : lay_out_layer(self, a);
+        self->layer[l].in = arena_take(a, stream);
+    }
 }
 
 static void lay_out(model *self, arena *a)
 {
     const model_shape *s = &self->shape;
     int64_t N = s->batch * s->context, C = s->dim, F = s->hidden, A = s->heads * s->head_dim;
-    self->weights.all = take(a, self->n_weights);
-    self->gradients.all = take(a, self->n_weights);
-    self->rope = take(a, s->context * s->head_dim);
-    for (int64_t l = 0; l < s->layers; l++)
-        self->layer[l] = (layer_activations){.in = take(a, N * C),
-                                             .attention_normed = take(a, N * C),
-                                             .attention_scale = take(a, N),
-                                             .qkv = take(a, N * qkv_width(s)),
-                                             .attended = take(a, N * A),
-                                             .lse = take(a, N * s->heads),
-                                             .middle = take(a, N * C),
-                                             .mlp_normed = take(a, N * C),
-                                             .mlp_scale = take(a, N),
-                                             .gate_up = take(a, N * 2 * F),
-                                             .activated = take(a, N * F)};
-    self->last = take(a, N * C);
-    self->last_normed = take(a, N * C);
-    self->last_scale = take(a, N);
-    self->probabilities = take(a, N * VOCABULARY);
-    self->losses = take(a, N);
-    self->d_stream = take(a, N * C);
-    self->d_normed = take(a, N * C);
-    self->d_attended = take(a, N * A);
-    self->d_qkv = take(a, N * qkv_width(s));
-    self->d_gate_up = take(a, N * 2 * F);
-    self->d_activated = take(a, N * F);
+    int64_t number = self->on->number_bytes, operand = self->on->operand_bytes;
+    int64_t head_rows = N < HEAD_ROWS ? N : HEAD_ROWS;
+    lay_out_weights(self, a);
+    self->rope = arena_take(a, s->context * s->head_dim * number);
+    self->tokens = arena_take(a, N);
+    self->targets = arena_take(a, N);
+    lay_out_layers(self, a);
+    self->last = arena_take(a, N * C * number);
+    self->last_normed = arena_take(a, N * C * operand);
+    self->last_scale = arena_take(a, N * number);
+    self->logits = arena_take(a, head_rows * VOCABULARY * number);
+    self->d_logits = arena_take(a, head_rows * VOCABULARY * operand);
+    self->losses = arena_take(a, N * number);
+    self->d_stream = arena_take(a, N * C * number);
+    self->d_rounded = self->on->operand == self->on->number ? NULL : arena_take(a, N * C * operand);
+    self->d_normed = arena_take(a, N * C * operand);
+    self->d_attended = arena_take(a, N * A * operand);
+    self->d_qkv = arena_take(a, N * qkv_width(s) * operand);
+    self->d_gate_up = arena_take(a, N * 2 * F * operand);
+    self->d_activated = arena_take(a, N * F * operand);
+    attention_lay_out(self->attention, a);
 }
 
 static bool allocate(model *self, failure *why)
 {
+    backend *on = self->on;
     arena a = {NULL, 0};
     lay_out(self, &a);
-    double needed = (double)a.used / 0x1p30;
-    double present = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE) / 0x1p30;
-    if (needed <= present)
-        self->memory = aligned_alloc(64, (size_t)a.used);
+    int64_t available = on->op->available(on);
+    if (a.used <= available)
+        self->memory = on->op->allocate(on, a.used);
     if (!self->memory)
         return fail(why,
-                    "these dimensions need %.1f GiB of memory and this machine has %.1f: lower "
-                    "batch, context, layers, dim or hidden",
-                    needed, present);
+                    "these dimensions need %.1f GiB of memory and %s has %.1f: lower batch, "
+                    "context, layers, dim or hidden%s",
+                    (double)a.used / 0x1p30, on->place, (double)available / 0x1p30,
+                    self->shape.checkpoint_layers ? "" : ", or give --checkpoint-layers");
     a = (arena){self->memory, 0};
     lay_out(self, &a);
-    memset(self->memory, 0, (size_t)a.used);
-    return true;
+    int64_t N = self->shape.batch * self->shape.context;
+    self->host_losses = malloc((size_t)(N * on->number_bytes));
+    return self->host_losses || fail(why, "out of memory");
 }
 
 static bool set_up(model *self, const attention_settings *settings, failure *why)
@@ -200,17 +244,18 @@ static bool set_up(model *self, const attention_settings *settings, failure *why
     model_weight_infos(s, self->infos);
     const weight_info *end = &self->infos[self->n_infos - 1];
     self->n_weights = end->offset + end->count;
-    if (!allocate(self, why))
-        return false;
-    point_weights(&self->weights, self->infos, s);
-    point_weights(&self->gradients, self->infos, s);
-    rope_table(self->rope, s->context, s->head_dim, s->rope_base);
     attention_shape heads = {s->layers, s->batch, s->context, s->heads, s->kv_heads, s->head_dim};
-    return attention_create(&self->attention, settings, &heads, why);
+    if (!attention_create(&self->attention, self->on, settings, &heads, why) ||
+        !allocate(self, why))
+        return false;
+    point_weights(&self->weights, self, self->on->operand_bytes);
+    point_weights(&self->gradients, self, self->on->number_bytes);
+    attention_set_up(self->attention);
+    return rope_table(self->on, self->rope, s->context, s->head_dim, s->rope_base, why);
 }
 
-bool model_create(model **self, const model_shape *shape, const attention_settings *settings,
-                  failure *why)
+bool model_create(model **self, backend *on, const model_shape *shape,
+                  const attention_settings *settings, failure *why)
 {
     *self = NULL;
     if (!model_shape_check(shape, why))
@@ -219,6 +264,7 @@ bool model_create(model **self, const model_shape *shape, const attention_settin
     if (!m)
         return fail(why, "out of memory");
     m->shape = *shape;
+    m->on = on;
     if (!set_up(m, settings, why))
         return model_destroy(m), false;
     *self = m;
@@ -230,47 +276,84 @@ void model_destroy(model *self)
     if (!self)
         return;
     attention_destroy(self->attention);
-    free(self->memory);
+    self->on->op->release(self->on, self->memory);
+    free(self->host_losses);
     free(self->infos);
     free(self);
 }
 
 void model_zero_gradients(model *self)
 {
-    memset(self->gradients.all, 0, (size_t)self->n_weights * sizeof(real));
-}
-
-void model_scale_gradients(model *self, double factor)
-{
-    real *g = self->gradients.all;
-#pragma omp parallel for simd
-    for (int64_t n = 0; n < self->n_weights; n++)
-        g[n] *= (real)factor;
+    self->on->op->clear(self->on, self->gradients.all, self->n_weights * self->on->number_bytes);
 }
 
 /* Forward */
 
-static bool layer_forward(model *self, int64_t l, mask_use use, real *out, failure *why)
+/* A layer up to its last product. */
+static bool layer_activate(model *self, int64_t l, mask_use use, failure *why)
 {
     const model_shape *s = &self->shape;
     int64_t N = s->batch * s->context, T = s->context, C = s->dim, F = s->hidden;
     int64_t D = s->head_dim, rotated = s->heads + s->kv_heads, width = qkv_width(s);
     const layer_weights *w = &self->weights.layer[l];
     layer_activations *a = &self->layer[l];
+    backend *on = self->on;
+    const operations *op = on->op;
 
-    rmsnorm_forward(a->attention_normed, a->attention_scale, a->in, w->attention_norm, N, C);
-    linear_forward(a->qkv, a->attention_normed, w->qkv, N, C, width, 0);
-    rope(a->qkv, self->rope, N, T, 0, width, rotated, D, 1);
+    op->rmsnorm_forward(on, a->attention_normed, a->attention_scale, a->in, w->attention_norm, N,
+                        C);
+    op->linear_forward(on, INTO_OPERANDS, a->qkv, a->attention_normed, w->qkv, N, C, width);
+    op->rope(on, a->qkv, self->rope, N, T, 0, width, rotated, D, 1);
     if (!attention_forward(self->attention, l, use, a->qkv, a->attended, a->lse, why))
         return false;
-    memcpy(a->middle, a->in, (size_t)(N * C) * sizeof(real));
-    linear_forward(a->middle, a->attended, w->attention_out, N, s->heads * D, C, 1);
+    op->copy(on, a->middle, a->in, N * C * on->number_bytes);
+    op->linear_forward(on, ONTO_NUMBERS, a->middle, a->attended, w->attention_out, N, s->heads * D,
+                       C);
 
-    rmsnorm_forward(a->mlp_normed, a->mlp_scale, a->middle, w->mlp_norm, N, C);
-    linear_forward(a->gate_up, a->mlp_normed, w->gate_up, N, C, 2 * F, 0);
-    swiglu_forward(a->activated, a->gate_up, N, F);
-    memcpy(out, a->middle, (size_t)(N * C) * sizeof(real));
-    linear_forward(out, a->activated, w->down, N, F, C, 1);
+    op->rmsnorm_forward(on, a->mlp_normed, a->mlp_scale, a->middle, w->mlp_norm, N, C);
+    op->linear_forward(on, INTO_OPERANDS, a->gate_up, a->mlp_normed, w->gate_up, N, C, 2 * F);
+    op->swiglu_forward(on, a->activated, a->gate_up, N, F);
+    return true;
+}
+
+/* out (N, C): the residual stream after the layer. */
+static void layer_finish(model *self, int64_t l, void *out)
+{
+    const model_shape *s = &self->shape;
+    int64_t N = s->batch * s->context, C = s->dim, F = s->hidden;
+    const layer_activations *a = &self->layer[l];
+    backend *on = self->on;
+    on->op->copy(on, out, a->middle, N * C * on->number_bytes);
+    on->op->linear_forward(on, ONTO_NUMBERS, out, a->activated, self->weights.layer[l].down, N, F,
+                           C);
+}
+
+/* The logits of `rows` rows from `first` on, at the start of self->logits. */
+static void head_logits(model *self, int64_t first, int64_t rows)
+{
+    backend *on = self->on;
+    int64_t C = self->shape.dim;
+    on->op->linear_forward(on, INTO_NUMBERS, self->logits,
+                           operand_at(on, self->last_normed, first * C), self->weights.output, rows,
+                           C, VOCABULARY);
+}
+
+static int64_t head_rows(const model *self, int64_t first)
+{
+    int64_t left = self->shape.batch * self->shape.context - first;
+    return left < HEAD_ROWS ? left : HEAD_ROWS;
+}
+
+static bool mean_loss(model *self, double *loss, failure *why)
+{
+    int64_t N = self->shape.batch * self->shape.context;
+    if (!self->on->op->read(self->on, self->host_losses, self->losses, N * self->on->number_bytes,
+                            why))
+        return false;
+    double sum = 0;
+    for (int64_t n = 0; n < N; n++)
+        sum += number_get(self->on, self->host_losses, n);
+    *loss = sum / (double)N;
     return true;
 }
 
@@ -278,27 +361,40 @@ bool model_forward(model *self, const uint8_t *tokens, const uint8_t *targets, m
                    double *loss, failure *why)
 {
     const model_shape *s = &self->shape;
-    int64_t N = s->batch * s->context, C = s->dim, V = VOCABULARY;
+    int64_t N = s->batch * s->context, C = s->dim;
     const model_weights *w = &self->weights;
+    backend *on = self->on;
+    const operations *op = on->op;
 
-    embedding_forward(self->layer[0].in, tokens, w->embedding, N, C);
-    for (int64_t l = 0; l < s->layers; l++)
-        if (!layer_forward(self, l, use, l + 1 < s->layers ? self->layer[l + 1].in : self->last,
-                           why))
+    op->write(on, self->tokens, tokens, N);
+    op->write(on, self->targets, targets, N);
+    op->embedding_forward(on, self->layer[0].in, self->tokens, w->embedding, N, C);
+    for (int64_t l = 0; l < s->layers; l++) {
+        if (!layer_activate(self, l, use, why))
             return false;
-    rmsnorm_forward(self->last_normed, self->last_scale, self->last, w->final_norm, N, C);
-    linear_forward(self->probabilities, self->last_normed, w->embedding, N, C, V, 0);
-    cross_entropy_forward(self->losses, self->probabilities, targets, N, V);
-
-    double sum = 0;
-    for (int64_t n = 0; n < N; n++)
-        sum += (double)self->losses[n];
-    *loss = sum / (double)N;
-    return true;
+        layer_finish(self, l, l + 1 < s->layers ? self->layer[l + 1].in : self->last);
+    }
+    op->rmsnorm_forward(on, self->last_normed, self->last_scale, self->last, w->final_norm, N, C);
+    for (int64_t first = 0; first < N; first += HEAD_ROWS) {
+        head_logits(self, first, head_rows(self, first));
+        op->cross_entropy(on, number_at(on, self->losses, first), NULL, self->logits,
+                          self->targets + first, 0, head_rows(self, first), VOCABULARY);
+    }
+    return mean_loss(self, loss, why);
 }
 
 /* Backward: the forward's lines from last to first. d_stream carries the gradient of the residual
  * stream: a branch out = in + f(in) adds its f'(in) to it. */
+
+/* d_stream as products want it. */
+static void *rounded_stream(model *self)
+{
+    if (!self->d_rounded)
+        return self->d_stream;
+    self->on->op->round(self->on, self->d_rounded, self->d_stream,
+                        self->shape.batch * self->shape.context * self->shape.dim);
+    return self->d_rounded;
+}
 
 static bool layer_backward(model *self, int64_t l, failure *why)
 {
@@ -308,56 +404,78 @@ static bool layer_backward(model *self, int64_t l, failure *why)
     const layer_weights *w = &self->weights.layer[l];
     const layer_weights *d = &self->gradients.layer[l];
     const layer_activations *a = &self->layer[l];
+    backend *on = self->on;
+    const operations *op = on->op;
 
     /* forward: out = middle + activated down^T */
-    linear_backward(self->d_activated, d->down, self->d_stream, a->activated, w->down, N, F, C, 0);
+    op->linear_backward(on, self->d_activated, d->down, rounded_stream(self), a->activated, w->down,
+                        N, F, C);
     /* forward: activated = silu(gate) * up */
-    swiglu_backward(self->d_gate_up, self->d_activated, a->gate_up, N, F);
+    op->swiglu_backward(on, self->d_gate_up, self->d_activated, a->gate_up, N, F);
     /* forward: gate_up = mlp_normed gate_up^T */
-    linear_backward(self->d_normed, d->gate_up, self->d_gate_up, a->mlp_normed, w->gate_up, N, C,
-                    2 * F, 0);
+    op->linear_backward(on, self->d_normed, d->gate_up, self->d_gate_up, a->mlp_normed, w->gate_up,
+                        N, C, 2 * F);
     /* forward: mlp_normed = rmsnorm(middle) */
-    rmsnorm_backward(self->d_stream, d->mlp_norm, self->d_normed, a->middle, a->mlp_scale,
-                     w->mlp_norm, N, C);
+    op->rmsnorm_backward(on, self->d_stream, d->mlp_norm, self->d_normed, a->middle, a->mlp_scale,
+                         w->mlp_norm, N, C);
 
     /* forward: middle = in + attended attention_out^T */
-    linear_backward(self->d_attended, d->attention_out, self->d_stream, a->attended,
-                    w->attention_out, N, s->heads * D, C, 0);
+    op->linear_backward(on, self->d_attended, d->attention_out, rounded_stream(self), a->attended,
+                        w->attention_out, N, s->heads * D, C);
     /* forward: attended = attention(qkv) */
     if (!attention_backward(self->attention, l, a->qkv, a->attended, a->lse, self->d_attended,
                             self->d_qkv, why))
         return false;
     /* forward: q and k turned by their positions   =>   their gradients turn back */
-    rope(self->d_qkv, self->rope, N, T, 0, width, rotated, D, -1);
+    op->rope(on, self->d_qkv, self->rope, N, T, 0, width, rotated, D, -1);
     /* forward: qkv = attention_normed qkv^T */
-    linear_backward(self->d_normed, d->qkv, self->d_qkv, a->attention_normed, w->qkv, N, C, width,
-                    0);
+    op->linear_backward(on, self->d_normed, d->qkv, self->d_qkv, a->attention_normed, w->qkv, N, C,
+                        width);
     /* forward: attention_normed = rmsnorm(in) */
-    rmsnorm_backward(self->d_stream, d->attention_norm, self->d_normed, a->in, a->attention_scale,
-                     w->attention_norm, N, C);
+    op->rmsnorm_backward(on, self->d_stream, d->attention_norm, self->d_normed, a->in,
+                         a->attention_scale, w->attention_norm, N, C);
     return true;
 }
 
-bool model_backward(model *self, const uint8_t *tokens, const uint8_t *targets, double factor,
-                    failure *why)
+/* The loss and the last product, some rows at a time: their logits are computed once more. */
+static void head_backward(model *self, double factor)
+{
+    int64_t N = self->shape.batch * self->shape.context, C = self->shape.dim;
+    backend *on = self->on;
+    for (int64_t first = 0; first < N; first += HEAD_ROWS) {
+        int64_t rows = head_rows(self, first);
+        head_logits(self, first, rows);
+        /* forward: loss = mean of losses */
+        on->op->cross_entropy(on, number_at(on, self->losses, first), self->d_logits, self->logits,
+                              self->targets + first, factor / (double)N, rows, VOCABULARY);
+        /* forward: logits = last_normed output^T */
+        on->op->linear_backward(on, operand_at(on, self->d_normed, first * C),
+                                self->gradients.output, self->d_logits,
+                                operand_at(on, self->last_normed, first * C), self->weights.output,
+                                rows, C, VOCABULARY);
+    }
+}
+
+bool model_backward(model *self, double factor, failure *why)
 {
     const model_shape *s = &self->shape;
-    int64_t N = s->batch * s->context, C = s->dim, V = VOCABULARY;
+    int64_t N = s->batch * s->context, C = s->dim;
     const model_weights *w = &self->weights, *d = &self->gradients;
+    backend *on = self->on;
 
-    /* forward: loss = mean of losses */
-    cross_entropy_backward(self->probabilities, targets, factor / (double)N, N, V);
-    /* forward: logits = last_normed embedding^T */
-    linear_backward(self->d_normed, d->embedding, self->probabilities, self->last_normed,
-                    w->embedding, N, C, V, 0);
+    head_backward(self, factor);
     /* forward: last_normed = rmsnorm(last) */
-    memset(self->d_stream, 0, (size_t)(N * C) * sizeof(real));
-    rmsnorm_backward(self->d_stream, d->final_norm, self->d_normed, self->last, self->last_scale,
-                     w->final_norm, N, C);
-    for (int64_t l = s->layers - 1; l >= 0; l--)
-        if (!layer_backward(self, l, why))
+    on->op->clear(on, self->d_stream, N * C * on->number_bytes);
+    on->op->rmsnorm_backward(on, self->d_stream, d->final_norm, self->d_normed, self->last,
+                             self->last_scale, w->final_norm, N, C);
+    for (int64_t l = s->layers - 1; l >= 0; l--) {
+        /* The activations of the last layer are still there. The layer's own mask is used again, so
+         * that the gradient is that of the forward that was run. */
+        bool gone = s->checkpoint_layers && l + 1 < s->layers;
+        if ((gone && !layer_activate(self, l, MASK_REUSE, why)) || !layer_backward(self, l, why))
             return false;
+    }
     /* forward: in of layer 0 = the embedding's rows */
-    embedding_backward(d->embedding, self->d_stream, tokens, N, C);
+    on->op->embedding_backward(on, d->embedding, self->d_stream, self->tokens, N, C);
     return true;
 }

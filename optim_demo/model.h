@@ -1,14 +1,15 @@
 /* A Llama-style transformer over bytes: RMSNorm, rotary positions, grouped-query attention, SwiGLU,
  * and an embedding that is also the output layer. model.c has its forward and its backward.
  *
+ * All arrays lie on the backend; (N) is an array of numbers, [N] one of operands, as backend.h has it.
  * Symbols: B sequences, T tokens in each, N = B T rows, C numbers in the residual stream,
  * Hq query heads, Hkv key/value heads, D numbers in a head, F hidden numbers, V bytes. */
 #ifndef DEMO_MODEL_H
 #define DEMO_MODEL_H
 
 #include "attention.h"
+#include "backend.h"
 #include "failure.h"
-#include "real.h"
 
 #include <stdint.h>
 
@@ -24,6 +25,8 @@ typedef struct model_shape {
     int64_t head_dim; /* D */
     int64_t hidden;   /* F */
     double rope_base;
+    bool
+        checkpoint_layers; /* keep what enters a layer, and compute the rest anew for the backward */
 } model_shape;
 
 /* Says which dimension cannot be, and what was expected. */
@@ -39,70 +42,85 @@ typedef struct weight_info {
 int64_t model_weight_infos(const model_shape *shape, weight_info *infos); /* infos NULL: counts */
 
 typedef struct layer_weights {
-    real *attention_norm; /* (C) */
-    real *qkv;            /* (Hq + 2 Hkv, D, C): q, k and v lie side by side, one product */
-    real *attention_out;  /* (C, Hq D) */
-    real *mlp_norm;       /* (C) */
-    real *gate_up;        /* (2 F, C): gate and up, likewise */
-    real *down;           /* (C, F) */
+    void *attention_norm; /* (C) */
+    void *qkv;            /* [Hq + 2 Hkv, D, C]: q, k and v lie side by side, one product */
+    void *attention_out;  /* [C, Hq D] */
+    void *mlp_norm;       /* (C) */
+    void *gate_up;        /* [2 F, C]: gate and up, likewise */
+    void *down;           /* [C, F] */
 } layer_weights;
 
+/* The weights of products are operands: rounded copies of the numbers, where those differ. The
+ * gradients are all numbers. */
 typedef struct model_weights {
-    real *all;       /* (count) */
-    real *embedding; /* (V, C) */
+    void *all;       /* (n_weights) */
+    void *operands;  /* [n_weights], or `all` itself */
+    void *embedding; /* (V, C) */
+    void *output;    /* [V, C] the same once more, as the last product */
     layer_weights layer[MAX_LAYERS];
-    real *final_norm; /* (C) */
+    void *final_norm; /* (C) */
 } model_weights;
 
-/* What the forward leaves for the backward, layer by layer. */
+/* What the forward leaves for the backward, layer by layer. With checkpoint_layers, all but `in` is
+ * the same memory in each layer. */
 typedef struct layer_activations {
-    real *in;               /* (N, C) the residual stream on entry */
-    real *attention_normed; /* (N, C) */
-    real *attention_scale;  /* (N) */
-    real *qkv;              /* (N, Hq + 2 Hkv, D), rotated */
-    real *attended;         /* (N, Hq, D) */
-    real *lse;              /* (B, Hq, T) */
-    real *middle;           /* (N, C) the residual stream after attention */
-    real *mlp_normed;       /* (N, C) */
-    real *mlp_scale;        /* (N) */
-    real *gate_up;          /* (N, 2 F) */
-    real *activated;        /* (N, F) */
+    void *in;               /* (N, C) the residual stream on entry */
+    void *attention_normed; /* [N, C] */
+    void *attention_scale;  /* (N) */
+    void *qkv;              /* [N, Hq + 2 Hkv, D], rotated */
+    void *attended;         /* [N, Hq, D] */
+    void *lse;              /* (B, Hq, T) */
+    void *middle;           /* (N, C) the residual stream after attention */
+    void *mlp_normed;       /* [N, C] */
+    void *mlp_scale;        /* (N) */
+    void *gate_up;          /* [N, 2 F] */
+    void *activated;        /* [N, F] */
 } layer_activations;
 
 typedef struct model {
     model_shape shape;
+    backend *on;
     attention *attention;
     int64_t n_infos, n_weights;
-    weight_info *infos;               /* (n_infos) */
-    model_weights weights, gradients; /* (n_weights) each */
-    real *rope;                       /* (T, D/2, 2) */
+    weight_info *infos; /* (n_infos), on the host */
+    model_weights weights, gradients;
+    void *first_moments, *second_moments; /* (n_weights) AdamW's running means */
+    void *rope;                           /* (T, D/2, 2) */
+    uint8_t *tokens, *targets;            /* (N) bytes */
     layer_activations layer[MAX_LAYERS];
-    real *last;                /* (N, C) the residual stream after the last layer */
-    real *last_normed;         /* (N, C) */
-    real *last_scale;          /* (N) */
-    real *probabilities;       /* (N, V) */
-    real *losses;              /* (N) */
-    real *d_stream, *d_normed; /* (N, C) */
-    real *d_attended;          /* (N, Hq, D) */
-    real *d_qkv;               /* (N, Hq + 2 Hkv, D) */
-    real *d_gate_up;           /* (N, 2 F) */
-    real *d_activated;         /* (N, F) */
-    void *memory;              /* all of the above */
+    void *last;        /* (N, C) the residual stream after the last layer */
+    void *last_normed; /* [N, C] */
+    void *last_scale;  /* (N) */
+    void *logits;      /* (HEAD_ROWS, V) of some rows at a time */
+    void *d_logits;    /* [HEAD_ROWS, V] */
+    void *losses;      /* (N) */
+    void *d_stream;    /* (N, C) */
+    void *d_rounded;   /* [N, C] d_stream as a factor of products; NULL: d_stream itself */
+    void *d_normed;    /* [N, C] */
+    void *d_attended;  /* [N, Hq, D] */
+    void *d_qkv;       /* [N, Hq + 2 Hkv, D] */
+    void *d_gate_up;   /* [N, 2 F] */
+    void *d_activated; /* [N, F] */
+    void *memory;      /* all of the above */
+    void *host_losses; /* (N) on the host */
 } model;
 
-/* Weights and gradients start at zero. */
-bool model_create(model **self, const model_shape *shape, const attention_settings *settings,
-                  failure *why);
+/* Weights, gradients and running means start at zero. `on` must outlive the model. */
+bool model_create(model **self, backend *on, const model_shape *shape,
+                  const attention_settings *settings, failure *why);
 void model_destroy(model *self); /* NULL is a no-op */
-void model_initialize(model *self, uint64_t seed);
 
-/* tokens and targets (B, T); *loss is the mean of -log probability of the targets, in nats. */
+/* The same weights for a seed, whatever the backend. */
+bool model_initialize(model *self, uint64_t seed, failure *why);
+/* To be called after a change of weights.all. */
+void model_weights_changed(model *self);
+
+/* tokens and targets (B, T), on the host; *loss is the mean of -log probability of the targets, in
+ * nats. */
 bool model_forward(model *self, const uint8_t *tokens, const uint8_t *targets, mask_use use,
                    double *loss, failure *why);
 /* Adds the gradient of factor * loss of the last forward, which was not MASK_EVALUATE. */
-bool model_backward(model *self, const uint8_t *tokens, const uint8_t *targets, double factor,
-                    failure *why);
+bool model_backward(model *self, double factor, failure *why);
 void model_zero_gradients(model *self);
-void model_scale_gradients(model *self, double factor);
 
 #endif

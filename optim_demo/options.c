@@ -8,7 +8,17 @@
 #include <stdlib.h>
 #include <string.h>
 
-typedef enum option_kind { TEXT, PATH, WHOLE, NUMBER, FLAG, KIND, LAYERS } option_kind;
+typedef enum option_kind {
+    TEXT,
+    PATH,
+    WHOLE,
+    NUMBER,
+    FLAG,
+    LAYERS,
+    KIND,
+    BACKEND,
+    DTYPE
+} option_kind;
 
 /* A row with kind and field; or, with name NULL, the heading of a group in the help. */
 typedef struct option_row {
@@ -19,6 +29,17 @@ typedef struct option_row {
     const char *initial; /* default, parsed like an argument; NULL: none */
     const char *help;
 } option_row;
+
+static const char *const kind_names[] = {
+    [ATTENTION_HIP] = "hip", [ATTENTION_WINDOW] = "window", [ATTENTION_DENSE] = "dense", NULL};
+static const char *const backend_names[] = {
+    [BACKEND_AUTO] = "auto", [BACKEND_CPU] = "cpu", [BACKEND_CUDA] = "cuda", NULL};
+static const char *const dtype_names[] = {
+    [DTYPE_AUTO] = "auto", [DTYPE_F32] = "f32", [DTYPE_BF16] = "bf16", [DTYPE_F64] = "f64", NULL};
+
+/* Names of the enums that an option can hold, in their order. */
+static const char *const *const choices[] = {
+    [KIND] = kind_names, [BACKEND] = backend_names, [DTYPE] = dtype_names};
 
 #define FIELD(name) offsetof(options, name)
 #define BILLION 1e9
@@ -74,6 +95,16 @@ static const option_row rows[] = {
     {"reference", FLAG, FIELD(attention.reference), 0, 0, NULL,
      "the library's plain double-precision loops, to compare with"},
 
+    {.help = "Where, and in what numbers"},
+    {"backend", BACKEND, FIELD(backend), 0, 0, "auto",
+     "cpu or cuda. auto: cuda where there is a device and the program was built for it"},
+    {"dtype", DTYPE, FIELD(dtype), 0, 0, "auto",
+     "f32; bf16: products and attention in it, the rest in f32, on cuda alone;\nf64: on the cpu "
+     "alone. auto: bf16 on cuda, f32 on the cpu"},
+    {"checkpoint-layers", FLAG, FIELD(shape.checkpoint_layers), 0, 0, NULL,
+     "keep only what enters a layer, and compute the rest once more for the backward:\nmuch less "
+     "memory, a third more time"},
+
     {.help = "Training (AdamW; --steps 0 only evaluates)"},
     {"steps", WHOLE, FIELD(steps), 0, BILLION, "1000", "steps in all, counting those of --resume"},
     {"batch", WHOLE, FIELD(shape.batch), 1, 1 << 16, "16", "sequences that the model sees at once"},
@@ -99,6 +130,8 @@ static const option_row rows[] = {
      "to go on from, as if the run had never stopped: give the other options\nas they were"},
     {"checkpoint", PATH, FIELD(checkpoint), 0, 0, "hpa-finetune.st",
      "that the end, Ctrl-C and --checkpoint-every save to"},
+    {"weights", PATH, FIELD(weights), 0, 0, NULL,
+     "for the weights alone, in bf16, at the end: a small file for --from"},
     {"checkpoint-every", WHOLE, FIELD(checkpoint_every), 0, BILLION, "0",
      "steps between checkpoints; 0: only at the end"},
     {"evaluate-every", WHOLE, FIELD(evaluate_every), 0, BILLION, "0",
@@ -125,9 +158,6 @@ static const option_row rows[] = {
 enum { N_ROWS = sizeof rows / sizeof *rows, HELP = 1000 };
 _Static_assert((int)N_ROWS <= (int)MAX_OPTIONS, "options.given has room for every row");
 
-static const char *const kind_names[] = {
-    [ATTENTION_DENSE] = "dense", [ATTENTION_WINDOW] = "window", [ATTENTION_HIP] = "hip"};
-
 const char *attention_kind_name(attention_kind kind)
 {
     return kind_names[kind];
@@ -148,14 +178,20 @@ static bool parse_number(const option_row *row, const char *text, double *value,
                 row->kind == WHOLE ? "whole " : "", row->low, row->high);
 }
 
-static bool parse_kind(const option_row *row, const char *text, attention_kind *kind, failure *why)
+static bool parse_choice(const option_row *row, const char *text, int *choice, failure *why)
 {
-    for (int n = 0; n < (int)(sizeof kind_names / sizeof *kind_names); n++)
-        if (strcmp(text, kind_names[n]) == 0) {
-            *kind = (attention_kind)n;
+    const char *const *names = choices[row->kind];
+    char expected[128] = "";
+    for (int n = 0; names[n]; n++) {
+        if (strcmp(text, names[n]) == 0) {
+            *choice = n;
             return true;
         }
-    return fail(why, "--%s %s: expected hip, window or dense", row->name, text);
+        size_t used = strlen(expected);
+        const char *comma = n == 0 ? "" : names[n + 1] ? ", " : " or ";
+        snprintf(expected + used, sizeof expected - used, "%s%s", comma, names[n]);
+    }
+    return fail(why, "--%s %s: expected %s", row->name, text, expected);
 }
 
 static bool parse_layers(const option_row *row, const char *text, uint64_t *layers, failure *why)
@@ -187,7 +223,9 @@ static bool parse_value(options *self, const option_row *row, const char *text, 
         *(bool *)field = true;
         return true;
     case KIND:
-        return parse_kind(row, text, field, why);
+    case BACKEND:
+    case DTYPE:
+        return parse_choice(row, text, field, why);
     case LAYERS:
         return parse_layers(row, text, field, why);
     case WHOLE:
@@ -302,8 +340,8 @@ bool options_complete_shape(options *self, const model_shape *known, const char 
 static void print_row(FILE *out, const option_row *row)
 {
     static const char *const argument[] = {
-        [TEXT] = " TEXT", [PATH] = " FILE", [WHOLE] = " N",    [NUMBER] = " X",
-        [FLAG] = "",      [KIND] = " KIND", [LAYERS] = " LIST"};
+        [TEXT] = " TEXT",   [PATH] = " FILE", [WHOLE] = " N",      [NUMBER] = " X",  [FLAG] = "",
+        [LAYERS] = " LIST", [KIND] = " NAME", [BACKEND] = " NAME", [DTYPE] = " NAME"};
     char left[64];
     snprintf(left, sizeof left, "--%s%s", row->name, argument[row->kind]);
     fprintf(out, "  %-24s", left);

@@ -4,6 +4,7 @@
 #define DEMO_OPTIONS_H
 
 #include "attention.h"
+#include "backend.h"
 #include "failure.h"
 #include "model.h"
 
@@ -21,12 +22,15 @@ typedef struct options {
     /* attention */
     attention_settings attention;
     int64_t mask_refresh;
+    /* where and in what numbers */
+    backend_choice backend;
+    dtype_choice dtype;
     /* training */
     int64_t steps, accumulate, warmup, seed, threads;
     double learning_rate, lowest_rate, weight_decay, beta1, beta2, clip;
     /* evaluation, files and samples */
     int64_t evaluate_every, evaluate_batches, checkpoint_every;
-    const char *from, *resume, *checkpoint, *log, *results, *label, *mask_png;
+    const char *from, *resume, *checkpoint, *log, *results, *label, *mask_png, *weights;
     int64_t mask_layer, mask_head;
     int64_t sample;
     const char *prompt;

@@ -1,18 +1,16 @@
-/* The number that weights and activations are made of. The program uses float; a test builds the
- * same sources for double, where finite differences are sharp enough to catch a wrong gradient. */
+/* The number that the CPU computes with: layers.c is compiled once for float, which the program
+ * uses, and once for double, in which finite differences are sharp enough to catch a wrong gradient. */
 #ifndef DEMO_REAL_H
 #define DEMO_REAL_H
 
-#ifdef DEMO_DOUBLE
+#if DEMO_REAL_BITS == 64
 typedef double real;
-#define REAL_DTYPE HPA_F64
-#define REAL_NAME "F64"
 #define cblas_gemm cblas_dgemm
+#define CPU_OPERATIONS cpu_operations_f64
 #else
 typedef float real;
-#define REAL_DTYPE HPA_F32
-#define REAL_NAME "F32"
 #define cblas_gemm cblas_sgemm
+#define CPU_OPERATIONS cpu_operations_f32
 #endif
 
 #endif

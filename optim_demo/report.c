@@ -5,14 +5,19 @@
 #include <math.h>
 #include <stdarg.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
-double seconds_now(void)
+static const char *const phase_names[N_PHASES] = {
+    [PHASE_MASK] = "mask",         [PHASE_FORWARD] = "forward", [PHASE_BACKWARD] = "backward",
+    [PHASE_PRODUCTS] = "products", [PHASE_REST] = "rest",
+};
+
+static double sum_of(const double seconds[N_PHASES])
 {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+    double sum = 0;
+    for (int n = 0; n < N_PHASES; n++)
+        sum += seconds[n];
+    return sum;
 }
 
 bool report_open(report *self, const char *log_path, int64_t first_step, int64_t steps,
@@ -29,10 +34,14 @@ bool report_open(report *self, const char *log_path, int64_t first_step, int64_t
     self->log = fopen(log_path, first_step > 0 ? "a" : "w");
     if (!self->log)
         return fail_to_write(why, log_path, errno);
-    if (first_step == 0)
-        fputs("step,tokens,loss,held_out_loss,learning_rate,gradient_norm,mask_density,"
-              "tokens_per_second,seconds\n",
-              self->log);
+    if (first_step > 0)
+        return true;
+    fputs("step,tokens,loss,held_out_loss,learning_rate,gradient_norm,mask_density,"
+          "tokens_per_second,seconds",
+          self->log);
+    for (int n = 0; n < N_PHASES; n++)
+        fprintf(self->log, ",%s_share", phase_names[n]);
+    fputs(",peak_gib\n", self->log);
     return true;
 }
 
@@ -63,6 +72,10 @@ static bool put_row(report *self, const report_row *row, failure *why)
                              self->training_seconds};
     for (size_t n = 0; n < sizeof fields / sizeof *fields; n++)
         put_number(self->log, fields[n]);
+    double seconds = sum_of(row->seconds); /* 0 where there was no step: shares of NAN */
+    for (int n = 0; n < N_PHASES; n++)
+        put_number(self->log, row->seconds[n] / seconds);
+    put_number(self->log, seconds > 0 ? row->peak_bytes / 0x1p30 : NAN);
     fputc('\n', self->log);
     return (fflush(self->log) == 0 && !ferror(self->log)) ||
            fail_to_write(why, self->log_path, errno);
@@ -94,9 +107,11 @@ static void show_line(report *self, const report_row *row)
         self->next_line += self->steps > 20 ? self->steps / 20 : 1;
 }
 
-bool report_step(report *self, const report_row *row, double seconds, failure *why)
+bool report_step(report *self, const report_row *row, failure *why)
 {
-    self->training_seconds += seconds;
+    self->training_seconds += sum_of(row->seconds);
+    for (int n = 0; n < N_PHASES; n++)
+        self->seconds[n] += row->seconds[n];
     if (self->terminal && !isnan(row->loss))
         show_progress(self, row);
     else if (!isnan(row->loss) && (row->step >= self->next_line || row->step == self->steps))
@@ -118,6 +133,18 @@ void report_say(report *self, const char *format, ...)
     va_end(arguments);
     putchar('\n');
     fflush(stdout);
+}
+
+void report_costs(report *self, double peak_bytes)
+{
+    double percent[N_PHASES];
+    for (int n = 0; n < N_PHASES; n++)
+        percent[n] = 100 * self->seconds[n] / self->training_seconds;
+    report_say(self,
+               "of that time %.0f%% in attention's mask, %.0f%% in its forward, %.0f%% in its "
+               "backward, %.0f%% in products, %.0f%% in the rest; %.2f GiB of memory",
+               percent[PHASE_MASK], percent[PHASE_FORWARD], percent[PHASE_BACKWARD],
+               percent[PHASE_PRODUCTS], percent[PHASE_REST], peak_bytes / 0x1p30);
 }
 
 bool report_close(report *self, bool good, failure *why)

@@ -1,5 +1,6 @@
 #include "train.h"
 
+#include "adamw.h"
 #include "interrupt.h"
 #include "whole_file.h"
 
@@ -25,6 +26,8 @@ static bool check_places(const options *o, failure *why)
     if (o->steps > 0 && !whole_file_check(o->checkpoint, why))
         return false;
     if (o->mask_png && !whole_file_check(o->mask_png, why))
+        return false;
+    if (o->weights && !whole_file_check(o->weights, why))
         return false;
     if (o->mask_png && (o->mask_layer >= o->shape.layers || o->mask_head >= o->shape.heads))
         return fail(why,
@@ -54,18 +57,9 @@ static bool check_ending(const options *o, const text_data *data, failure *why)
 static bool make_room(training *self, failure *why)
 {
     size_t N = (size_t)(self->model->shape.batch * self->model->shape.context);
-    size_t n = (size_t)self->model->n_weights;
     self->tokens = calloc(N, 1);
     self->targets = calloc(N, 1);
-    self->state.optimizer = (adamw){.first = calloc(n, sizeof(real)),
-                                    .second = calloc(n, sizeof(real)),
-                                    .beta1 = self->options->beta1,
-                                    .beta2 = self->options->beta2,
-                                    .weight_decay = self->options->weight_decay};
-    if (!self->tokens || !self->targets || !self->state.optimizer.first ||
-        !self->state.optimizer.second)
-        return fail(why, "out of memory for the optimizer");
-    return true;
+    return (self->tokens && self->targets) || fail(why, "out of memory for a batch");
 }
 
 static bool fill_model(training *self, const safetensors *file, failure *why)
@@ -73,10 +67,8 @@ static bool fill_model(training *self, const safetensors *file, failure *why)
     const options *o = self->options;
     self->state.source.state = (uint64_t)o->seed;
     self->state.text_checksum = self->data.checksum;
-    if (!file) {
-        model_initialize(self->model, (uint64_t)o->seed);
-        return true;
-    }
+    if (!file)
+        return model_initialize(self->model, (uint64_t)o->seed, why);
     return checkpoint_load_weights(file, self->model, why) &&
            (!o->resume || checkpoint_load_state(file, self->model, &self->state, why));
 }
@@ -84,13 +76,16 @@ static bool fill_model(training *self, const safetensors *file, failure *why)
 bool training_open(training *self, options *o, failure *why)
 {
     *self = (training){.options = o, .held_out_loss = NAN, .density = NAN};
+    if (o->steps == 0)
+        o->shape.checkpoint_layers = true; /* there will be no backward */
     safetensors *file = NULL;
     bool done = open_source(o, &file, why) && check_places(o, why) &&
                 data_load(&self->data, o->data, o->held_out, why) &&
                 data_check(&self->data, o->data, o->shape.batch, o->shape.context, why) &&
                 check_ending(o, &self->data, why) &&
-                model_create(&self->model, &o->shape, &o->attention, why) && make_room(self, why) &&
-                fill_model(self, file, why);
+                backend_open(&self->on, o->backend, o->dtype, why) &&
+                model_create(&self->model, self->on, &o->shape, &o->attention, why) &&
+                make_room(self, why) && fill_model(self, file, why);
     safetensors_free(file);
     return done && report_open(&self->report, o->log, self->state.step, o->steps,
                                o->shape.batch * o->shape.context * o->accumulate, why);
@@ -99,11 +94,10 @@ bool training_open(training *self, options *o, failure *why)
 bool training_close(training *self, bool good, failure *why)
 {
     good = report_close(&self->report, good, why);
-    free(self->state.optimizer.first);
-    free(self->state.optimizer.second);
     free(self->tokens);
     free(self->targets);
     model_destroy(self->model);
+    backend_close(self->on);
     data_free(&self->data);
     return good;
 }
@@ -153,7 +147,7 @@ static bool evaluate(training *self, failure *why)
 /* Training */
 
 /* One step: the gradients of all its batches, clipped, and AdamW. Fills in the row. */
-static bool step(training *self, report_row *row, failure *why)
+static bool make_step(training *self, report_row *row, failure *why)
 {
     const options *o = self->options;
     model *m = self->model;
@@ -167,29 +161,35 @@ static bool step(training *self, report_row *row, failure *why)
         data_batch(&self->data, &self->state.source, m->shape.batch, m->shape.context, self->tokens,
                    self->targets);
         if (!model_forward(m, self->tokens, self->targets, use, &loss, why) ||
-            !model_backward(m, self->tokens, self->targets, factor, why))
+            !model_backward(m, factor, why))
             return false;
         row->loss += factor * loss;
     }
 
-    row->gradient_norm = gradient_norm(m->gradients.all, m->n_weights);
+    if (!adamw_clip(m, o->clip, &row->gradient_norm, why))
+        return false;
     if (!isfinite(row->loss) || !isfinite(row->gradient_norm))
         return fail(why,
                     "the loss or its gradient is not finite in step %" PRId64
                     ": expected a lower --learning-rate",
                     number + 1);
-    if (o->clip > 0 && row->gradient_norm > o->clip)
-        model_scale_gradients(m, o->clip / row->gradient_norm);
     row->learning_rate =
         learning_rate_at(number, o->steps, o->warmup, o->learning_rate, o->lowest_rate);
-    for (int64_t n = 0; n < m->n_infos; n++) {
-        const weight_info *w = &m->infos[n];
-        adamw_update(&self->state.optimizer, w->offset, m->weights.all + w->offset,
-                     m->gradients.all + w->offset, w->count, number + 1, row->learning_rate,
-                     w->columns > 0);
-    }
+    adamw_update(m, (adamw_step){.beta1 = o->beta1,
+                                 .beta2 = o->beta2,
+                                 .weight_decay = o->weight_decay,
+                                 .learning_rate = row->learning_rate,
+                                 .number = number + 1});
     self->state.step++;
     return true;
+}
+
+/* The same, and what its time went to. */
+static bool step(training *self, report_row *row, failure *why)
+{
+    const operations *op = self->on->op;
+    return op->read_clock(self->on, row->seconds, why) && make_step(self, row, why) &&
+           op->read_clock(self->on, row->seconds, why);
 }
 
 static bool save(training *self, failure *why)
@@ -212,8 +212,13 @@ static bool report_start(training *self, failure *why)
         return false;
     if (!isnan(self->held_out_loss))
         report_say(&self->report, "before training  held-out loss %.4f", self->held_out_loss);
-    report_row row = {self->state.step, NAN, self->held_out_loss, NAN, NAN, self->density};
-    return o->steps == 0 || report_step(&self->report, &row, 0, why);
+    report_row row = {.step = self->state.step,
+                      .loss = NAN,
+                      .held_out_loss = self->held_out_loss,
+                      .learning_rate = NAN,
+                      .gradient_norm = NAN,
+                      .density = self->density};
+    return o->steps == 0 || report_step(&self->report, &row, why);
 }
 
 bool training_run(training *self, failure *why)
@@ -223,10 +228,9 @@ bool training_run(training *self, failure *why)
         return false;
     while (self->state.step < o->steps && !interrupt_signal()) {
         report_row row = {.held_out_loss = NAN, .density = NAN};
-        double start = seconds_now();
         if (!step(self, &row, why))
             return false;
-        double seconds = seconds_now() - start;
+        row.peak_bytes = (double)self->on->peak;
         row.step = self->state.step;
         if (row.step == o->steps || due(row.step, o->evaluate_every)) {
             if (!evaluate(self, why))
@@ -234,7 +238,7 @@ bool training_run(training *self, failure *why)
             row.held_out_loss = self->held_out_loss;
             row.density = self->density;
         }
-        if (!report_step(&self->report, &row, seconds, why))
+        if (!report_step(&self->report, &row, why))
             return false;
         if (row.step < o->steps && due(row.step, o->checkpoint_every) && !save(self, why))
             return false;

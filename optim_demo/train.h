@@ -2,6 +2,7 @@
 #ifndef DEMO_TRAIN_H
 #define DEMO_TRAIN_H
 
+#include "backend.h"
 #include "checkpoint.h"
 #include "data.h"
 #include "failure.h"
@@ -15,6 +16,7 @@
 typedef struct training {
     const options *options;
     text_data data;
+    backend *on;
     model *model;
     training_state state;
     report report;

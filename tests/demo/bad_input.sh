@@ -15,6 +15,9 @@ expect_bad "expected a number" --data text --learning-rate nan
 expect_bad "expected hip, window or dense" --data text --attention sparse
 expect_bad "expected layers from 0 to 63" --data text --dense-layers 1,,2
 expect_bad "expected layers from 0 to 63" --data text --dense-layers 64
+expect_bad "expected auto, cpu or cuda" --data text --backend gpu
+expect_bad "expected auto, f32, bf16 or f64" --data text --dtype f16
+expect_bad "expected f32 or f64 on the CPU" "${small[@]}" --backend cpu --dtype bf16
 expect_bad "not both" --data text --from a --resume b
 expect_bad "expected at most --learning-rate" --data text --learning-rate 1e-5
 
@@ -36,7 +39,7 @@ expect_bad "expected heads to be a multiple of kv-heads" "${small[@]}" --kv-head
 expect_bad "kv-heads is 8, expected 1 to 4" "${small[@]}" --kv-heads 8
 expect_bad "expected dim to be a multiple of heads" "${small[@]}" --dim 33
 expect_bad "head-dim is 12, expected a multiple of 8" "${small[@]}" --head-dim 12
-expect_bad "GiB of memory and this machine has" "${small[@]}" --dim 65536 --head-dim 8 \
+expect_bad "lower batch, context, layers, dim or hidden, or give --checkpoint-layers" "${small[@]}" --dim 65536 --head-dim 8 \
     --hidden 1048576
 expect_bad "batch * context" "${small[@]}" --batch 65536 --context 16777216
 expect_bad "block_k" "${small[@]}" --block-k 48

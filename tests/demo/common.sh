@@ -7,8 +7,10 @@ trap 'rm -rf "$folder"' EXIT
 cd "$folder"
 seq 1 5000 > text
 
-small=(--data text --layers 2 --dim 32 --heads 4 --kv-heads 2 --context 96 --batch 2 --block-q 16
-    --block-k 16 --top-k 16 --window 16 --sink 16 --warmup 2 --evaluate-batches 2 --threads 2)
+backend=${HPA_TEST_BACKEND:-cpu}
+small=(--backend "$backend" --data text --layers 2 --dim 32 --heads 4 --kv-heads 2 --context 96
+    --batch 2 --block-q 16 --block-k 16 --top-k 16 --window 16 --sink 16 --warmup 2
+    --evaluate-batches 2 --threads 2)
 
 fail() {
     echo "FAILED: $*" >&2
@@ -25,6 +27,15 @@ expect_bad() {
     [ "$(wc -l < err)" -eq 1 ] || fail "expected one line, got: $(cat err)"
     grep -qF -- "$message" err || fail "expected '$message', got: $(cat err)"
 }
+
+# Where the backend under test is a device that this machine does not have, the test is skipped.
+if [ "$backend" = cuda ]; then
+    "$program" "${small[@]}" --steps 0 --top-k 16 > out 2> err
+    if grep -q "there is no CUDA device" err && [ -z "${HPA_REQUIRE_GPU:-}" ]; then
+        echo "skipped: there is no CUDA device"
+        exit 77
+    fi
+fi
 
 run() {
     "$program" "$@" > out 2> err || fail "status $?: $* : $(cat err)"

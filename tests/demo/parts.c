@@ -1,5 +1,6 @@
 /* AdamW and its schedule against sums done by hand, the text and its split, the command line. */
 #include "adamw.h"
+#include "backends.h"
 #include "data.h"
 #include "options.h"
 #include "random.h"
@@ -11,35 +12,93 @@
 #include <unistd.h>
 #include <zlib.h>
 
+/* One weight, its gradient and its running means on a backend, as AdamW takes them. */
+enum { WEIGHT, FIRST, SECOND, GRADIENT, N_FLOATS };
+
+static float step_of(backend *on, float *memory, float gradient, const adamw_step *step)
+{
+    float host[N_FLOATS];
+    failure why;
+    on->op->write(on, memory + GRADIENT, &gradient, sizeof gradient);
+    on->op->adamw(on, memory + WEIGHT, memory + FIRST, memory + SECOND, memory + GRADIENT, 1, step);
+    ck_assert_msg(on->op->read(on, host, memory, sizeof host, &why), "%s", why.text);
+    return host[WEIGHT];
+}
+
+static float *new_weight(backend *on, float value)
+{
+    float *memory = on->op->allocate(on, N_FLOATS * sizeof *memory);
+    ck_assert_ptr_nonnull(memory);
+    on->op->write(on, memory + WEIGHT, &value, sizeof value);
+    return memory;
+}
+
 START_TEST(adamw_takes_the_steps_of_the_paper)
 {
     enum { STEPS = 5 };
     const double gradients[STEPS] = {0.5, -2, 0.25, 0, 1};
     const double rate = 0.1, decay = 0.2, beta1 = 0.9, beta2 = 0.99;
-    float weight = 3, first = 0, second = 0;
     double w = 3, m = 0, v = 0;
-    adamw optimizer = {&first, &second, beta1, beta2, decay};
+    backend *on = open_backend(DTYPE_F32);
+    float *memory = new_weight(on, 3);
     for (int t = 1; t <= STEPS; t++) {
         double g = gradients[t - 1];
-        float gradient = (float)g;
-        adamw_update(&optimizer, 0, &weight, &gradient, 1, t, rate, 1);
+        float weight = step_of(on, memory, (float)g,
+                               &(adamw_step){.beta1 = beta1,
+                                             .beta2 = beta2,
+                                             .weight_decay = decay,
+                                             .learning_rate = rate,
+                                             .number = t});
         m = beta1 * m + (1 - beta1) * g;
         v = beta2 * v + (1 - beta2) * g * g;
         double m_hat = m / (1 - pow(beta1, t)), v_hat = v / (1 - pow(beta2, t));
         w = w - rate * decay * w - rate * m_hat / (sqrt(v_hat) + 1e-8);
         ck_assert_double_eq_tol((double)weight, w, 1e-5);
     }
+    on->op->release(on, memory);
+    backend_close(on);
 }
 END_TEST
 
+/* A model whose gradients are all 0: decay alone moves its weights. */
 START_TEST(adamw_leaves_norms_undecayed)
 {
-    float weight = 3, first = 0, second = 0, gradient = 0;
-    adamw optimizer = {&first, &second, 0.9, 0.99, 0.5};
-    adamw_update(&optimizer, 0, &weight, &gradient, 1, 1, 0.1, 0);
-    ck_assert_float_eq(weight, 3);
-    adamw_update(&optimizer, 0, &weight, &gradient, 1, 2, 0.1, 1);
-    ck_assert_float_eq_tol(weight, 2.85f, 1e-6f);
+    model_shape shape = {.batch = 1,
+                         .context = 16,
+                         .layers = 1,
+                         .dim = 8,
+                         .heads = 1,
+                         .kv_heads = 1,
+                         .head_dim = 8,
+                         .hidden = 8,
+                         .rope_base = 1000};
+    attention_settings dense = {.kind = ATTENTION_DENSE,
+                                .block_q = 16,
+                                .block_k = 16,
+                                .beam = 1,
+                                .rep_tokens = 1,
+                                .leaf_tokens = 1,
+                                .query_stride = 1};
+    failure why;
+    model *m;
+    backend *on = open_backend(DTYPE_F32);
+    ck_assert_msg(model_create(&m, on, &shape, &dense, &why), "%s", why.text);
+    ck_assert_msg(model_initialize(m, 1, &why), "%s", why.text);
+    float *before = calloc((size_t)m->n_weights, 2 * sizeof *before),
+          *after = before + m->n_weights;
+    int64_t bytes = m->n_weights * m->on->number_bytes;
+    ck_assert(on->op->read(on, before, m->weights.all, bytes, &why));
+    adamw_update(
+        m,
+        (adamw_step){
+            .beta1 = 0.9, .beta2 = 0.99, .weight_decay = 0.5, .learning_rate = 0.1, .number = 1});
+    ck_assert(on->op->read(on, after, m->weights.all, bytes, &why));
+    for (int64_t n = 0; n < m->n_infos; n++)
+        for (int64_t i = m->infos[n].offset; i < m->infos[n].offset + m->infos[n].count; i++)
+            ck_assert_float_eq_tol(after[i], before[i] * (m->infos[n].columns ? 0.95f : 1), 1e-6f);
+    free(before);
+    model_destroy(m);
+    backend_close(on);
 }
 END_TEST
 
@@ -56,10 +115,19 @@ END_TEST
 
 START_TEST(gradient_norm_is_a_length)
 {
-    const float gradients[4] = {1, -2, 4, 2};
-    ck_assert_double_eq_tol(gradient_norm(gradients, 4), 5, 1e-12);
-    const float broken[2] = {1, NAN};
-    ck_assert(isnan(gradient_norm(broken, 2)));
+    const float gradients[4] = {1, -2, 4, 2}, broken[2] = {1, NAN};
+    double squares;
+    failure why;
+    backend *on = open_backend(DTYPE_F32);
+    float *memory = new_weight(on, 0);
+    on->op->write(on, memory, gradients, sizeof gradients);
+    ck_assert(on->op->sum_of_squares(on, memory, 4, &squares, &why));
+    ck_assert_double_eq_tol(squares, 25, 1e-12);
+    on->op->write(on, memory, broken, sizeof broken);
+    ck_assert(on->op->sum_of_squares(on, memory, 2, &squares, &why));
+    ck_assert(isnan(squares));
+    on->op->release(on, memory);
+    backend_close(on);
 }
 END_TEST
 
@@ -166,6 +234,11 @@ START_TEST(command_line_is_read)
     ck_assert(o.attention.share_heads);
     ck_assert_double_eq(o.learning_rate, 1e-4);
     ck_assert_int_eq(o.attention.beam, 2); /* a default */
+    ck_assert_int_eq(o.backend, BACKEND_AUTO);
+    ck_assert_int_eq(PARSE(&o, &why, "x", "--data", "a", "--backend", "cuda", "--dtype", "bf16",
+                           "--checkpoint-layers"),
+                     PARSE_RUN);
+    ck_assert(o.backend == BACKEND_CUDA && o.dtype == DTYPE_BF16 && o.shape.checkpoint_layers);
     ck_assert_int_eq(PARSE(&o, &why, "x", "--help"), PARSE_HELP);
 }
 END_TEST
@@ -201,9 +274,5 @@ int main(void)
     tcase_add_test(tests, command_line_is_read);
     tcase_add_test(tests, command_to_go_on_is_quoted);
     suite_add_tcase(suite, tests);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return run_suite(suite);
 }
