@@ -70,7 +70,7 @@ bool attention_density(attention *self, int64_t layer, double *density, failure 
 
 /* The layer's own mask, an address on the backend; NULL before the first MASK_BUILD. */
 const void *attention_mask(const attention *self, int64_t layer, int64_t *bytes);
-/* Takes a mask from a checkpoint, on the host, and refuses one that is damaged or of other shapes. */
+/* Takes a mask from a checkpoint, on the host; refuses one that is damaged or of other shapes. */
 bool attention_set_mask(attention *self, int64_t layer, const void *mask, int64_t bytes,
                         failure *why);
 

@@ -1,17 +1,18 @@
 /* Where the model's arrays live and who computes with them: one table of operations, which the CPU
- * serves (cpu.c; layers.c: loops and OpenBLAS) and a CUDA device (cuda.c: cuBLAS; layers.cu: kernels).
+ * serves (cpu.c; layers.c: loops and OpenBLAS) and a CUDA device (device.c; layers.cu: kernels and
+ * cuBLAS).
  *
  * There are two kinds of arrays. *Numbers* are weights, their gradients, sums and the residual
- * stream: f32, or f64. *Operands* are what products and attention read and write: bf16 beside numbers
- * of f32, or else of the numbers' type. Both are addresses of the backend, which the host passes on
- * and never reads through: read and write carry elements to and from it.
+ * stream: f32, or f64. *Operands* are what products and attention read and write: bf16 beside
+ * numbers of f32, or else of the numbers' type. Both are addresses of the backend, which the host
+ * passes on and never reads through: read and write carry elements to and from it.
  *
  * Calls may return before their work is done; it runs in the order of the calls. What fails on the
  * way is kept until the next read, which waits for all the work so far and tells.
  *
- * Every sum runs in an order that depends on shapes and threads alone, so that a run can be repeated
- * to the bit. Every backward that writes the gradient of a weight adds to it, so that several batches
- * can share one step. N is a number of rows, of one token each. */
+ * Every sum runs in an order that depends on shapes and threads alone, so that a run can be
+ * repeated to the bit. Every backward that writes the gradient of a weight adds to it, so that
+ * several batches can share one step. N is a number of rows, of one token each. */
 #ifndef DEMO_BACKEND_H
 #define DEMO_BACKEND_H
 
@@ -117,7 +118,7 @@ typedef struct operations {
     void (*scale)(backend *on, void *x, double factor, int64_t n);
     bool (*sum_of_squares)(backend *on, const void *x, int64_t n, double *sum, failure *why);
 
-    /* Draws a byte from softmax(logits (V) / temperature), numbers; temperature 0: the likeliest. */
+    /* Draws a byte from softmax(logits (V) / temperature); temperature 0: the likeliest. */
     bool (*draw)(backend *on, const void *logits, int64_t V, double temperature,
                  random_source *source, uint8_t *drawn, failure *why);
 } operations;

@@ -1,7 +1,7 @@
 /* A Llama-style transformer over bytes: RMSNorm, rotary positions, grouped-query attention, SwiGLU,
  * and an embedding that is also the output layer. model.c has its forward and its backward.
  *
- * All arrays lie on the backend; (N) is an array of numbers, [N] one of operands, as backend.h has it.
+ * All arrays lie on the backend: (N) is an array of numbers, [N] one of operands; see backend.h.
  * Symbols: B sequences, T tokens in each, N = B T rows, C numbers in the residual stream,
  * Hq query heads, Hkv key/value heads, D numbers in a head, F hidden numbers, V bytes. */
 #ifndef DEMO_MODEL_H
@@ -25,8 +25,7 @@ typedef struct model_shape {
     int64_t head_dim; /* D */
     int64_t hidden;   /* F */
     double rope_base;
-    bool
-        checkpoint_layers; /* keep what enters a layer, and compute the rest anew for the backward */
+    bool checkpoint_layers; /* keep what enters a layer, compute the rest anew for the backward */
 } model_shape;
 
 /* Says which dimension cannot be, and what was expected. */

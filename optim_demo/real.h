@@ -1,5 +1,6 @@
 /* The number that the CPU computes with: layers.c is compiled once for float, which the program
- * uses, and once for double, in which finite differences are sharp enough to catch a wrong gradient. */
+ * uses, and once for double, in which finite differences are sharp enough to catch a wrong
+ * gradient. */
 #ifndef DEMO_REAL_H
 #define DEMO_REAL_H
 

@@ -39,8 +39,8 @@ expect_bad "expected heads to be a multiple of kv-heads" "${small[@]}" --kv-head
 expect_bad "kv-heads is 8, expected 1 to 4" "${small[@]}" --kv-heads 8
 expect_bad "expected dim to be a multiple of heads" "${small[@]}" --dim 33
 expect_bad "head-dim is 12, expected a multiple of 8" "${small[@]}" --head-dim 12
-expect_bad "lower batch, context, layers, dim or hidden, or give --checkpoint-layers" "${small[@]}" --dim 65536 --head-dim 8 \
-    --hidden 1048576
+expect_bad "lower batch, context, layers, dim or hidden, or give --checkpoint-layers" \
+    "${small[@]}" --dim 65536 --head-dim 8 --hidden 1048576
 expect_bad "batch * context" "${small[@]}" --batch 65536 --context 16777216
 expect_bad "block_k" "${small[@]}" --block-k 48
 expect_bad "block_q" "${small[@]}" --block-q 24
