@@ -10,19 +10,27 @@ typedef struct cuda_row {
     int32_t dtype;
     int64_t head_dim;
     int32_t minimum_architecture;
+    bool hopper_alone; /* code for sm_90a */
+    int64_t block_q_multiple;
     const hpa_backward_kernel *kernel;
 } cuda_row;
 
+#define SM90_ROW(dtype, name, type, head_dim) \
+    {dtype, head_dim, 90, true, 128, &hpa_backward_sm90_##name##_##head_dim},
 #define MMA_ROW(dtype, name, type, head_dim) \
-    {dtype, head_dim, 80, &hpa_backward_mma_##name##_##head_dim},
-static const cuda_row cuda_rows[] = {HPA_MMA_INSTANCES(MMA_ROW){0, 0, 0, &hpa_backward_simt}};
+    {dtype, head_dim, 80, false, 16, &hpa_backward_mma_##name##_##head_dim},
+static const cuda_row cuda_rows[] = {HPA_SM90_INSTANCES(SM90_ROW)
+                                         HPA_MMA_INSTANCES(MMA_ROW){0, 0, 0, false, 16,
+                                                                    &hpa_backward_simt}};
 
 static const hpa_backward_kernel *select_cuda(const hpa_plan *plan)
 {
     for (const cuda_row *row = cuda_rows;; row++)
         if ((row->dtype == 0 || row->dtype == (int32_t)plan->desc.dtype) &&
             (row->head_dim == 0 || row->head_dim == plan->desc.head_dim) &&
-            row->minimum_architecture <= plan->cuda.architecture)
+            row->minimum_architecture <= plan->cuda.architecture &&
+            (!row->hopper_alone || plan->cuda.sm90a) &&
+            plan->desc.block_q % row->block_q_multiple == 0)
             return row->kernel;
 }
 

@@ -18,14 +18,12 @@
 
 #include "backward/columns.cuh"
 #include "backward/kernels.h"
-#include "backward/row_stats.cuh"
+#include "backward/scratch.cuh"
 #include "core/cuda/key_stream.cuh"
 #include "core/cuda/store.cuh"
 
 namespace
 {
-
-using stats_pair = row_stats<float>;
 
 struct backward_arguments {
     hpa_geometry geometry;
@@ -33,6 +31,7 @@ struct backward_arguments {
     column_plan plan;
     tensor_rows q, k, v, d_out, dq, dk, dv;
     const stats_pair *stats; /* [heads_q][total_q] */
+    const uint8_t *only;     /* by work: 0 where there is nothing to do; null: all of it is to be done */
     int tiles_per_block;     /* of a query block, or of a key block */
     int tile_tokens;         /* queries, or keys, of a thread block */
     float scale, scale_log2;
@@ -140,6 +139,8 @@ __global__ void __launch_bounds__(32 * queries_shape<D>::max_warps, D <= 128 ? 2
     extern __shared__ __align__(16) unsigned char shared[];
     const hpa_geometry &g = x.geometry;
     __shared__ query_work work;
+    if (x.only && !x.only[work_index()])
+        return;
     if (!claim_queries(&work, g, x.mask, x.tiles_per_block, x.tile_tokens))
         return;
     const query_tile &tile = work.tile;
@@ -611,6 +612,8 @@ __global__ void __launch_bounds__(32 * keys_shape<D, step_parts>::max_warps, D <
     extern __shared__ __align__(16) unsigned char shared[];
     const hpa_geometry &g = x.geometry;
     __shared__ key_work<shape::parts> work;
+    if (x.only && !x.only[work_index() / x.tiles_per_block])
+        return;
     if (!claim_keys(&work, x))
         return;
     const key_column &column = work.column.column;
@@ -693,24 +696,25 @@ __global__ void __launch_bounds__(32 * keys_shape<D, step_parts>::max_warps, D <
 
 /* Scratch, and the launches */
 
-struct backward_scratch {
-    stats_pair *stats;
-    column_plan columns;
-};
-
-backward_scratch take_scratch(const hpa_geometry *g, hpa_arena *arena)
-{
-    backward_scratch scratch;
-    scratch.stats = HPA_ARENA_ARRAY(arena, stats_pair, g->heads_q * g->total_q);
-    scratch.columns = column_plan_of(g, sizeof(float), arena);
-    return scratch;
-}
-
 size_t backward_mma_scratch(const hpa_plan *plan)
 {
     hpa_arena arena = {};
     take_scratch(&plan->geometry, &arena);
     return arena.used;
+}
+
+/* With `only`, tiles are the 64 queries of a Hopper warpgroup. */
+template <typename T, int D>
+query_tiling queries_tiling(const hpa_plan *plan, bool only)
+{
+    using shape = queries_shape<D>;
+    const hpa_geometry *g = &plan->geometry;
+    const size_t query_bytes = 2 * tile_row_bytes<D>;
+    const size_t other_bytes = key_stream<T, D, shape::keys>::shared_bytes;
+    if (only)
+        return {(int)(g->block_q / 64), 64, 64 * query_bytes + other_bytes};
+    return query_tiling_of(g, shape::max_warps, 16 * shape::groups, query_bytes, other_bytes,
+                           plan->cuda.shared_bytes);
 }
 
 template <typename T, int D>
@@ -719,9 +723,7 @@ hpa_status launch_queries(const hpa_plan *plan, backward_arguments x, cudaStream
 {
     using shape = queries_shape<D>;
     const hpa_geometry *g = &plan->geometry;
-    const query_tiling tiling =
-        query_tiling_of(g, shape::max_warps, 16 * shape::groups, 2 * tile_row_bytes<D>,
-                        key_stream<T, D, shape::keys>::shared_bytes, plan->cuda.shared_bytes);
+    const query_tiling tiling = queries_tiling<T, D>(plan, x.only);
     x.tiles_per_block = tiling.tiles_per_block;
     x.tile_tokens = tiling.queries;
     return hpa_cuda_launch(name, backward_queries_kernel<T, D>,
@@ -747,47 +749,59 @@ hpa_status launch_keys(const hpa_plan *plan, backward_arguments x, cudaStream_t 
 
 /* Registers hold dk and dv together up to head_dim 128. */
 template <typename T, int D>
-hpa_status launch_all_keys(const hpa_plan *plan, const backward_arguments &x, cudaStream_t stream,
-                           const char *name)
+hpa_status launch_whole_columns(const hpa_plan *plan, const backward_arguments &x,
+                                cudaStream_t stream, const char *name)
 {
-    const column_arguments columns = {x.geometry, x.mask, x.plan, x.dk, x.dv, x.accumulate};
-    HPA_TRY(launch_split_columns(columns, stream));
     if constexpr (D <= 128) {
         if (x.geometry.block_k == 16)
-            HPA_TRY((launch_keys<T, D, 1, true, true>(plan, x, stream, name)));
-        else
-            HPA_TRY((launch_keys<T, D, 2, true, true>(plan, x, stream, name)));
+            return launch_keys<T, D, 1, true, true>(plan, x, stream, name);
+        return launch_keys<T, D, 2, true, true>(plan, x, stream, name);
     } else {
         if (x.dk.data)
             HPA_TRY((launch_keys<T, D, 1, true, false>(plan, x, stream, name)));
         if (x.dv.data)
             HPA_TRY((launch_keys<T, D, 1, false, true>(plan, x, stream, name)));
+        return HPA_OK;
     }
+}
+
+/* With `only`, the columns have been split and are joined by the caller. */
+template <typename T, int D>
+hpa_status launch_all_keys(const hpa_plan *plan, const backward_arguments &x, cudaStream_t stream,
+                           const char *name)
+{
+    if (x.only)
+        return launch_whole_columns<T, D>(plan, x, stream, name);
+    const column_arguments columns = {x.geometry, x.mask, x.plan, x.dk, x.dv, x.accumulate};
+    HPA_TRY(launch_split_columns(columns, stream));
+    HPA_TRY((launch_whole_columns<T, D>(plan, x, stream, name)));
     return launch_join_columns<T>(columns, stream);
 }
 
-bool all_rows_are_aligned(const hpa_inputs *in, const hpa_outputs *out, const hpa_gradients *grads)
+backward_arguments arguments_of(const hpa_plan *plan, const void *mask, const hpa_inputs *in,
+                                const hpa_gradients *grads, const hpa_exec *exec,
+                                const uint8_t *only)
 {
-    const hpa_tensor *const tensors[] = {&in->q,        &in->k,     &in->v,     &out->out,
-                                         &grads->d_out, &grads->dq, &grads->dk, &grads->dv};
-    bool aligned = true;
-    for (const hpa_tensor *tensor : tensors)
-        aligned &= rows_are_aligned(tensor);
-    return aligned;
-}
-
-template <typename T, int D>
-hpa_status launch_backward_mma(const hpa_plan *plan, const backward_arguments &x,
-                               const backward_scratch &scratch, const hpa_outputs *out,
-                               const hpa_gradients *grads, cudaStream_t stream, const char *name)
-{
-    HPA_TRY((launch_row_stats<T, 8>(x.geometry, x.mask, out, grads, scratch.stats,
-                                    1.4426950408889634, stream)));
-    if (grads->dq.data)
-        HPA_TRY((launch_queries<T, D>(plan, x, stream, name)));
-    if (grads->dk.data || grads->dv.data)
-        HPA_TRY((launch_all_keys<T, D>(plan, x, stream, name)));
-    return HPA_OK;
+    const hpa_geometry *g = &plan->geometry;
+    hpa_arena arena = {(unsigned char *)exec->scratch, 0};
+    const backward_scratch scratch = take_scratch(g, &arena);
+    return {.geometry = *g,
+            .mask = hpa_mask_view_const(g, mask),
+            .plan = scratch.columns,
+            .q = rows_of(&in->q, g->packed),
+            .k = rows_of(&in->k, g->packed),
+            .v = rows_of(&in->v, g->packed),
+            .d_out = rows_of(&grads->d_out, g->packed),
+            .dq = rows_of(&grads->dq, g->packed),
+            .dk = rows_of(&grads->dk, g->packed),
+            .dv = rows_of(&grads->dv, g->packed),
+            .stats = scratch.stats,
+            .only = only,
+            .tiles_per_block = 1,
+            .tile_tokens = 0,
+            .scale = (float)g->scale,
+            .scale_log2 = scale_log2_of(g),
+            .accumulate = grads->accumulate};
 }
 
 template <typename T, int D>
@@ -797,31 +811,18 @@ hpa_status run_backward_mma(const hpa_plan *plan, const void *mask, const hpa_in
 {
     if (!all_rows_are_aligned(in, out, grads))
         return hpa_backward_simt.run(plan, mask, in, out, grads, exec);
-    const hpa_geometry *g = &plan->geometry;
-    hpa_arena arena = {(unsigned char *)exec->scratch, 0};
-    const backward_scratch scratch = take_scratch(g, &arena);
-    const backward_arguments x = {.geometry = *g,
-                                  .mask = hpa_mask_view_const(g, mask),
-                                  .plan = scratch.columns,
-                                  .q = rows_of(&in->q, g->packed),
-                                  .k = rows_of(&in->k, g->packed),
-                                  .v = rows_of(&in->v, g->packed),
-                                  .d_out = rows_of(&grads->d_out, g->packed),
-                                  .dq = rows_of(&grads->dq, g->packed),
-                                  .dk = rows_of(&grads->dk, g->packed),
-                                  .dv = rows_of(&grads->dv, g->packed),
-                                  .stats = scratch.stats,
-                                  .tiles_per_block = 1,
-                                  .tile_tokens = 0,
-                                  .scale = (float)g->scale,
-                                  .scale_log2 = scale_log2_of(g),
-                                  .accumulate = grads->accumulate};
+    const backward_arguments x = arguments_of(plan, mask, in, grads, exec, nullptr);
+    const cudaStream_t stream = hpa_cuda_stream(exec);
     int32_t before;
     HPA_TRY(hpa_cuda_enter(plan->cuda.id, &before));
-    return hpa_cuda_leave(before, launch_backward_mma<T, D>(plan, x, scratch, out, grads,
-                                                            hpa_cuda_stream(exec), name));
+    hpa_status status = launch_row_stats<T, 8>(x.geometry, x.mask, out, grads, (void *)x.stats,
+                                               1.4426950408889634, stream);
+    if (status == HPA_OK && x.dq.data)
+        status = launch_queries<T, D>(plan, x, stream, name);
+    if (status == HPA_OK && (x.dk.data || x.dv.data))
+        status = launch_all_keys<T, D>(plan, x, stream, name);
+    return hpa_cuda_leave(before, status);
 }
-
 } // namespace
 
 #define HPA_BACKWARD_MMA_INSTANCE(name, type, head_dim)                                         \
@@ -832,7 +833,25 @@ hpa_status run_backward_mma(const hpa_plan *plan, const void *mask, const hpa_in
         return run_backward_mma<type, head_dim>(plan, mask, in, out, grads, exec,               \
                                                 "backward_mma_" #name "_" #head_dim);           \
     }                                                                                           \
+    static hpa_status queries_##name##_##head_dim(                                              \
+        const hpa_plan *plan, const void *mask, const hpa_inputs *in,                           \
+        const hpa_gradients *grads, const hpa_exec *exec, const uint8_t *only)                  \
+    {                                                                                           \
+        return launch_queries<type, head_dim>(                                                  \
+            plan, arguments_of(plan, mask, in, grads, exec, only), hpa_cuda_stream(exec),       \
+            "backward_mma_" #name "_" #head_dim);                                               \
+    }                                                                                           \
+    static hpa_status keys_##name##_##head_dim(                                                 \
+        const hpa_plan *plan, const void *mask, const hpa_inputs *in,                           \
+        const hpa_gradients *grads, const hpa_exec *exec, const uint8_t *only)                  \
+    {                                                                                           \
+        return launch_all_keys<type, head_dim>(                                                 \
+            plan, arguments_of(plan, mask, in, grads, exec, only), hpa_cuda_stream(exec),       \
+            "backward_mma_" #name "_" #head_dim);                                               \
+    }                                                                                           \
     extern "C" const hpa_backward_kernel hpa_backward_mma_##name##_##head_dim = {               \
-        "backward_mma_" #name "_" #head_dim, backward_mma_scratch, run_##name##_##head_dim};
+        "backward_mma_" #name "_" #head_dim, backward_mma_scratch, run_##name##_##head_dim};    \
+    extern "C" const hpa_backward_parts hpa_backward_mma_parts_##name##_##head_dim = {          \
+        queries_##name##_##head_dim, keys_##name##_##head_dim};
 
 #endif

@@ -16,7 +16,8 @@ set(hpa_cuda_sources
     mask/csr_cuda.cu
     forward/forward_simt.cu
     forward/forward_sm90.cu
-    backward/backward_simt.cu)
+    backward/backward_simt.cu
+    backward/backward_sm90.cu)
 
 # Not find_package alone: a toolkit without a host compiler that it accepts cannot build.
 set(hpa_has_cuda OFF)

@@ -10,36 +10,6 @@
 #include "core/cuda/wgmma.cuh"
 #include "mask/score_mma.cuh"
 
-#define WGMMA_NUMBER_32_5 "37"
-#define WGMMA_NUMBER_64_5 "69"
-
-/* d[64, columns] = (accumulate ? d : 0) + a[64, 16] b[columns, 16]^T, a in registers. */
-template <typename T, int n>
-__device__ __forceinline__ void wgmma_abt(float (&d)[n], const uint32_t (&a)[4], uint64_t b,
-                                          bool accumulate);
-
-/* clang-format off */
-#define WGMMA_DEFINE_ABT(type, name, columns, sums)                                               \
-    template <>                                                                                   \
-    __device__ __forceinline__ void wgmma_abt<type, sums>(float(&d)[sums], const uint32_t(&a)[4], \
-                                                          uint64_t b, bool accumulate)            \
-    {                                                                                             \
-        asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %" WGMMA_NUMBER(sums, 5) ", 0;\n"      \
-                     "wgmma.mma_async.sync.aligned.m64n" #columns "k16.f32." name "." name " "    \
-                     WGMMA_NAMES_##sums                                                           \
-                     "{%" WGMMA_NUMBER(sums, 0) ", %" WGMMA_NUMBER(sums, 1) ", %"                 \
-                     WGMMA_NUMBER(sums, 2) ", %" WGMMA_NUMBER(sums, 3) "}, %"                     \
-                     WGMMA_NUMBER(sums, 4) ", add, 1, 1, 0;\n}\n"                                 \
-                     : WGMMA_SUMS_##sums(d)                                                       \
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate)); \
-    }
-/* clang-format on */
-
-WGMMA_DEFINE_ABT(__half, "f16", 64, 32)
-WGMMA_DEFINE_ABT(__half, "f16", 128, 64)
-WGMMA_DEFINE_ABT(__nv_bfloat16, "bf16", 64, 32)
-WGMMA_DEFINE_ABT(__nv_bfloat16, "bf16", 128, 64)
-
 /* STEPS: head_dim / 32, rounded up to what there is. */
 template <typename T, int STEPS> struct sm90_scores {
     using score = uint32_t;

@@ -75,4 +75,14 @@ __device__ __forceinline__ void tma_load(void *shared, const CUtensorMap *map, u
                  : "memory");
 }
 
+/* Fetches consecutive bytes: 16-byte aligned at both ends, and a multiple of 16 of them. */
+__device__ __forceinline__ void bulk_load(void *shared, const void *global, uint32_t bytes,
+                                          uint64_t *barrier)
+{
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0], [%1], %2, [%3];" ::"r"(shared_address(shared)),
+                 "l"(global), "r"(bytes), "r"(shared_address(barrier))
+                 : "memory");
+}
+
 #endif

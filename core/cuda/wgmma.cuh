@@ -82,6 +82,11 @@ __device__ __forceinline__ uint64_t wgmma_panel(uint32_t address, uint32_t strid
 template <typename T, int n>
 __device__ __forceinline__ void wgmma_abt(float (&d)[n], uint64_t a, uint64_t b, bool accumulate);
 
+/* The same with a in registers, laid out as below. */
+template <typename T, int n>
+__device__ __forceinline__ void wgmma_abt(float (&d)[n], const uint32_t (&a)[4], uint64_t b,
+                                          bool accumulate);
+
 /* d[64, columns] += a[64, 16] b[16, columns], a in registers as two 16-bit elements each:
  * row lane / 4 columns 2 (lane % 4), row + 8, columns + 8, row + 8 columns + 8. */
 template <typename T, int n>
@@ -100,6 +105,21 @@ __device__ __forceinline__ void wgmma_ab(float (&d)[n], const uint32_t (&a)[4], 
             "%" WGMMA_NUMBER(sums, 0) ", %" WGMMA_NUMBER(sums, 1) ", add, 1, 1, 0, 0;\n}\n"        \
             : WGMMA_SUMS_##sums(d)                                                                 \
             : "l"(a), "l"(b), "r"((int)accumulate));                                               \
+    }                                                                                              \
+    template <>                                                                                    \
+    __device__ __forceinline__ void wgmma_abt<type, sums>(                                         \
+        float(&d)[sums], const uint32_t(&a)[4], uint64_t b, bool accumulate)                       \
+    {                                                                                              \
+        asm volatile(                                                                              \
+            "{\n.reg .pred add;\nsetp.ne.b32 add, %" WGMMA_NUMBER(                                 \
+                sums, 5) ", 0;\n"                                                                  \
+                         "wgmma.mma_async.sync.aligned.m64n" #columns "k16.f32." name "." name     \
+                         " " WGMMA_NAMES_##sums                                                    \
+            "{%" WGMMA_NUMBER(sums, 0) ", %" WGMMA_NUMBER(sums, 1) ", %" WGMMA_NUMBER(             \
+                sums, 2) ", %" WGMMA_NUMBER(sums, 3) "}, %" WGMMA_NUMBER(sums,                     \
+                                                                         4) ", add, 1, 1, 0;\n}\n" \
+            : WGMMA_SUMS_##sums(d)                                                                 \
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate));           \
     }                                                                                              \
     template <>                                                                                    \
     __device__ __forceinline__ void wgmma_ab<type, sums>(float(&d)[sums], const uint32_t(&a)[4],   \
@@ -122,11 +142,13 @@ __device__ __forceinline__ void wgmma_ab(float (&d)[n], const uint32_t (&a)[4], 
 #define WGMMA_NUMBER_32_2 "34"
 #define WGMMA_NUMBER_32_3 "35"
 #define WGMMA_NUMBER_32_4 "36"
+#define WGMMA_NUMBER_32_5 "37"
 #define WGMMA_NUMBER_64_0 "64"
 #define WGMMA_NUMBER_64_1 "65"
 #define WGMMA_NUMBER_64_2 "66"
 #define WGMMA_NUMBER_64_3 "67"
 #define WGMMA_NUMBER_64_4 "68"
+#define WGMMA_NUMBER_64_5 "69"
 
 WGMMA_DEFINE(__half, "f16", 64, 32)
 WGMMA_DEFINE(__half, "f16", 128, 64)

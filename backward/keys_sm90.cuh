@@ -1,0 +1,391 @@
+/* dk and dv on Hopper: a thread block owns one key block of 64 or 128 keys (or one piece of a long
+ * column, columns.cuh) and walks over the query blocks that keep it.
+ *
+ *     s^T = k q^T    dp^T = v dO^T    p = exp(scale s - lse)    ds = p (dp - delta)
+ *     dv += p^T dO   dk += ds^T q
+ *
+ * One warp fetches 64 queries at a time, q, dO and their stats, into a ring of stages. Two
+ * warpgroups of 64 keys each take them out: of 128 keys each has its half and both see every stage;
+ * 64 keys they share, take every other stage, and add up in the end. Between the products p and ds
+ * stay in registers, as left operands. */
+#ifndef HPA_BACKWARD_KEYS_SM90_CUH
+#define HPA_BACKWARD_KEYS_SM90_CUH
+
+#include "backward/sm90.cuh"
+
+namespace
+{
+
+inline constexpr int keys_threads = 128 + 256; /* producer, consumers */
+
+template <int D, int halves> struct keys_shared {
+    static constexpr int stages = D == 128 ? 6 - halves : 8;
+    static constexpr int key_bytes = GROUP_ROWS * D * 2;
+    alignas(1024) unsigned char k[halves][key_bytes];
+    alignas(1024) unsigned char v[halves][key_bytes];
+    alignas(1024) unsigned char q[stages][step_bytes<D>];
+    alignas(1024) unsigned char d_out[stages][step_bytes<D>];
+    alignas(16) stats_pair stats[stages][step_tokens + 2]; /* from an even one on */
+    uint64_t keys_full, full[stages], empty[stages];
+    int32_t first_query[stages]; /* or NO_MORE */
+    int32_t first_stats[stages]; /* 0 or 1: where in stats the first query's are */
+    column_work work;
+    bool exists;
+};
+
+/* In place of a step's first query: there are no more, for the warpgroup that finds it first and for
+ * the other. */
+#define NO_MORE (-1)
+#define NO_MORE_EITHER (-2)
+
+/* The sequence as the pairs of a key block see it. */
+struct keys_view {
+    int32_t first_key; /* of the key block */
+    int32_t position;  /* key position of query 0 */
+    int32_t queries;   /* of the sequence */
+    bool causal;
+};
+
+/* The producer: one warp. */
+
+template <int D, int halves> struct keys_producer {
+    keys_shared<D, halves> &shared;
+    stage_ring<keys_shared<D, halves>::stages> at;
+};
+
+/* One lane: the step's queries, or with first < 0 word that there are no more. */
+template <int D, int halves>
+__device__ __forceinline__ void push_step(keys_producer<D, halves> &p, const sm90_arguments &x,
+                                          const CUtensorMap *q_map, const CUtensorMap *d_out_map,
+                                          int64_t head, int32_t first)
+{
+    using shape = keys_shared<D, halves>;
+    auto &shared = p.shared;
+    const int stage = p.at.stage;
+    uint64_t *full = &shared.full[stage];
+    barrier_wait(&shared.empty[stage], p.at.phase ^ 1);
+    shared.first_query[stage] = first;
+    if (first < 0) {
+        barrier_arrive(full);
+    } else {
+        const hpa_sequence &s = shared.work.column.sequence;
+        const int64_t flat = flat_query(x.geometry, s, head, first);
+        shared.first_stats[stage] = (int32_t)(flat % 2);
+        barrier_arrive_expect(full, 2 * step_bytes<D> + sizeof(shared.stats[0]));
+        const int batch = x.geometry.packed ? 0 : (int)s.batch;
+        for (int panel = 0; panel < D / HPA_TMA_COLUMNS; panel++) {
+            const int offset = panel * step_tokens * 128, column = panel * HPA_TMA_COLUMNS;
+            tma_load(shared.q[stage] + offset, q_map, full, column, (int)s.q_start + first,
+                     (int)head, batch);
+            tma_load(shared.d_out[stage] + offset, d_out_map, full, column, (int)s.q_start + first,
+                     (int)head, batch);
+        }
+        bulk_load(shared.stats[stage], x.stats + flat - flat % 2, sizeof(shared.stats[0]), full);
+    }
+    p.at.advance();
+}
+
+/* The steps of one query block: those with a pair to count. */
+template <int D, int halves>
+__device__ __forceinline__ void push_block(keys_producer<D, halves> &p, const sm90_arguments &x,
+                                           const CUtensorMap *q_map, const CUtensorMap *d_out_map,
+                                           const keys_view &view, int64_t head, int32_t block)
+{
+    const int32_t begin = block * (int32_t)x.geometry.block_q;
+    const int32_t end = min(begin + (int32_t)x.geometry.block_q, view.queries);
+    for (int32_t first = begin; first < end; first += step_tokens)
+        if (!view.causal || first + step_tokens - 1 + view.position >= view.first_key)
+            push_step(p, x, q_map, d_out_map, head, first);
+}
+
+template <int D, int halves>
+__device__ void fetch_key_block(const sm90_arguments &x, keys_shared<D, halves> &shared,
+                                const CUtensorMap *k_map, const CUtensorMap *v_map)
+{
+    using shape = keys_shared<D, halves>;
+    const key_column &column = shared.work.column;
+    const int batch = x.geometry.packed ? 0 : (int)column.sequence.batch;
+    barrier_arrive_expect(&shared.keys_full, 2 * halves * shape::key_bytes);
+    for (int half = 0; half < halves; half++) {
+        const int key = (int)(column.sequence.kv_start + column.key_block * x.geometry.block_k) +
+                        half * GROUP_ROWS;
+        for (int panel = 0; panel < D / HPA_TMA_COLUMNS; panel++) {
+            const int offset = panel * GROUP_ROWS * 128, from = panel * HPA_TMA_COLUMNS;
+            tma_load(shared.k[half] + offset, k_map, &shared.keys_full, from, key,
+                     (int)column.kv_head, batch);
+            tma_load(shared.v[half] + offset, v_map, &shared.keys_full, from, key,
+                     (int)column.kv_head, batch);
+        }
+    }
+}
+
+/* The group's lists end to end, entries work.begin ... work.end - 1; 32 are read at a time. */
+template <int D, int halves>
+__device__ void produce_queries(const sm90_arguments &x, keys_shared<D, halves> &shared,
+                                const keys_view &view, const CUtensorMap *q_map,
+                                const CUtensorMap *d_out_map)
+{
+    const hpa_geometry &g = x.geometry;
+    const column_work &work = shared.work;
+    const int lane = (int)threadIdx.x % 32;
+    keys_producer<D, halves> producer = {shared, {}};
+    int64_t skip = work.begin, left = work.end - work.begin;
+    for (int64_t head = work.column.kv_head * g.group; left > 0 && head < (work.column.kv_head + 1) * g.group;
+         head++) {
+        const column_list list = list_of(g, x.mask, work.column, head);
+        const int64_t skipped = hpa_min(skip, list.end - list.begin);
+        skip -= skipped;
+        const int64_t begin = list.begin + skipped, end = hpa_min(list.end, begin + left);
+        left -= end - begin;
+        for (int64_t at = begin; at < end; at += 32) {
+            const int32_t mine = at + lane < end ? x.mask.column_rows[at + lane] : -1;
+            const int count = (int)hpa_min(32, end - at);
+            for (int n = 0; n < count; n++) {
+                const int32_t block = __shfl_sync(0xffffffffu, mine, n);
+                if (lane == 0 && block >= 0 && block < work.column.sequence.query_blocks)
+                    push_block(producer, x, q_map, d_out_map, view, head, block);
+                __syncwarp();
+            }
+        }
+    }
+    if (lane == 0) {
+        push_step(producer, x, q_map, d_out_map, 0, NO_MORE);
+        if (halves == 1) /* the other warpgroup waits for the stage after it */
+            push_step(producer, x, q_map, d_out_map, 0, NO_MORE_EITHER);
+    }
+}
+
+/* The consumers: a thread has keys `row` and row + 8 of its warpgroup's 64. */
+
+template <int D> struct key_sums {
+    float dk[D / 2], dv[D / 2]; /* D columns of 64 rows over 128 threads */
+    bool not_finite;            /* a step with hidden pairs had such a value */
+};
+
+/* p = exp(scale s - lse) in place of s. stats: of the step's queries. */
+template <int n>
+__device__ __forceinline__ void weigh_queries(float (&s)[n], const stats_pair *stats,
+                                              float scale_log2)
+{
+#pragma unroll
+    for (int c = 0; c < n / 4; c++)
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const float lse = stats[8 * c + threadIdx.x % 4 * 2 + i].lse;
+            s[4 * c + i] = weight_of(s[4 * c + i], scale_log2, lse);
+            s[4 * c + 2 + i] = weight_of(s[4 * c + 2 + i], scale_log2, lse);
+        }
+}
+
+/* ds = p (dp - delta) in place of dp. */
+template <int n>
+__device__ __forceinline__ void differentiate_queries(float (&dp)[n], const float (&p)[n],
+                                                      const stats_pair *stats)
+{
+#pragma unroll
+    for (int c = 0; c < n / 4; c++)
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const float delta = stats[8 * c + threadIdx.x % 4 * 2 + i].delta;
+            dp[4 * c + i] = p[4 * c + i] * (dp[4 * c + i] - delta);
+            dp[4 * c + 2 + i] = p[4 * c + 2 + i] * (dp[4 * c + 2 + i] - delta);
+        }
+}
+
+/* p and ds become 0 where the query does not see the key. */
+template <int n>
+__device__ __forceinline__ void hide_queries_of_step(float (&p)[n], float (&ds)[n],
+                                                     const keys_view &view, int32_t key,
+                                                     int32_t first_query)
+{
+#pragma unroll
+    for (int i = 0; i < n; i++) {
+        const int32_t query = first_query + i / 4 * 8 + (int)threadIdx.x % 4 * 2 + i % 2;
+        if (query >= view.queries ||
+            (view.causal && key + i / 2 % 2 * 8 > query + view.position))
+            p[i] = ds[i] = 0;
+    }
+}
+
+/* One stage: 64 keys with 64 queries. */
+template <typename T, int D, int halves>
+__device__ __forceinline__ void add_step(const sm90_arguments &x, keys_shared<D, halves> &shared,
+                                         int stage, key_sums<D> &sums, uint32_t k, uint32_t v,
+                                         const keys_view &view, int32_t group_key, int group)
+{
+    const int32_t first_query = shared.first_query[stage];
+    const stats_pair *stats = shared.stats[stage] + shared.first_stats[stage];
+    const uint32_t q = shared_address(shared.q[stage]), d_out = shared_address(shared.d_out[stage]);
+    float p[step_tokens / 2], ds[step_tokens / 2];
+    await_turn(group);
+    wgmma_fence();
+    multiply_abt<T, D>(p, k, q);
+    wgmma_commit();
+    multiply_abt<T, D>(ds, v, d_out);
+    wgmma_commit();
+    pass_turn(group);
+    wgmma_wait<1>();
+    wgmma_hold(p);
+    weigh_queries(p, stats, x.scale_log2);
+    wgmma_hold(p); /* now, while the products of dp are under way */
+    wgmma_wait<0>();
+    wgmma_hold(ds);
+    differentiate_queries(ds, p, stats);
+    if (first_query + step_tokens > view.queries ||
+        (view.causal && first_query + view.position < group_key + GROUP_ROWS - 1)) {
+        const int32_t row = (int)threadIdx.x % 128 / 32 * 16 + (int)threadIdx.x % 32 / 4;
+        hide_queries_of_step(p, ds, view, group_key + row, first_query);
+        sums.not_finite |= group_share_is_not_finite<T>(shared.q[stage], step_bytes<D>) ||
+                           group_share_is_not_finite<T>(shared.d_out[stage], step_bytes<D>);
+    }
+    uint32_t left_p[step_tokens / 16][4], left_ds[step_tokens / 16][4];
+    pack_sums<T>(left_p, p);
+    pack_sums<T>(left_ds, ds);
+    await_turn(group);
+    wgmma_fence();
+    multiply_ab<T>(sums.dv, left_p, d_out);
+    multiply_ab<T>(sums.dk, left_ds, q);
+    wgmma_commit();
+    pass_turn(group);
+    wgmma_wait<0>();
+    wgmma_hold(sums.dv);
+    wgmma_hold(sums.dk);
+    release_stage(&shared.empty[stage]);
+}
+
+/* Adds the other warpgroup's share: the first warpgroup ends with all of dk, the second with dv. */
+template <int D, int halves>
+__device__ void join_groups(keys_shared<D, halves> &shared, key_sums<D> &sums, int group)
+{
+    float *exchange = reinterpret_cast<float *>(shared.q[0]) + threadIdx.x % 128;
+    static_assert(sizeof(shared.q) >= 2 * GROUP_ROWS * D * sizeof(float));
+    const int64_t other = (int64_t)GROUP_ROWS * D;
+    named_barrier(1, 256); /* every stage is empty */
+#pragma unroll
+    for (int i = 0; i < D / 2; i++)
+        exchange[group * other + 128 * i] = group == 0 ? sums.dv[i] : sums.dk[i];
+    named_barrier(1, 256);
+#pragma unroll
+    for (int i = 0; i < D / 2; i++) {
+        if (group == 0)
+            sums.dk[i] += exchange[other + 128 * i];
+        else
+            sums.dv[i] += exchange[128 * i];
+    }
+}
+
+/* To the gradient, or to the piece's own sums. */
+template <typename T, int D>
+__device__ void store_key_sums(const sm90_arguments &x, const column_work &work,
+                               const float (&sums)[D / 2], const tensor_rows &to, float factor,
+                               bool is_dv, int first_in_block)
+{
+    const hpa_sequence &s = work.column.sequence;
+    const int64_t first_key = work.column.key_block * x.geometry.block_k + first_in_block;
+    if (!to.data)
+        return;
+    if (work.sums < 0) {
+        store_group_rows(row_at<T>(to, s.batch, work.column.kv_head, s.kv_start, first_key),
+                         to.strides.token, (int)hpa_min(GROUP_ROWS, s.kv_length - first_key), sums,
+                         factor, x.accumulate);
+        return;
+    }
+    float *piece_sums = static_cast<float *>(x.plan.sums) + work.sums * x.plan.sums_each +
+                        (is_dv * x.geometry.block_k + first_in_block) * D;
+    const int lane = (int)threadIdx.x % 32, row = (int)threadIdx.x % 128 / 32 * 16 + lane / 4;
+#pragma unroll
+    for (int i = 0; i < D / 4; i++)
+        *reinterpret_cast<float2 *>(piece_sums + (row + i % 2 * 8) * D + i / 2 * 8 + lane % 4 * 2) =
+            make_float2(sums[2 * i] * factor, sums[2 * i + 1] * factor);
+}
+
+template <typename T, int D, int halves>
+__device__ void consume_queries(const sm90_arguments &x, keys_shared<D, halves> &shared,
+                                const keys_view &view)
+{
+    const int group = (int)threadIdx.x / 128 - 1;
+    const int half = halves == 1 ? 0 : group;
+    const uint32_t k = shared_address(shared.k[half]), v = shared_address(shared.v[half]);
+    const int32_t group_key = view.first_key + half * GROUP_ROWS;
+    stage_ring<keys_shared<D, halves>::stages> at;
+    key_sums<D> sums;
+#pragma unroll
+    for (int i = 0; i < D / 2; i++)
+        sums.dk[i] = sums.dv[i] = 0;
+    sums.not_finite = false;
+    if (halves == 1 && group == 1)
+        at.advance();
+    if (group == 1)
+        pass_turn(group);
+    barrier_wait(&shared.keys_full, 0);
+    for (;; at.advance(3 - halves)) {
+        barrier_wait(&shared.full[at.stage], at.phase);
+        if (shared.first_query[at.stage] < 0)
+            break;
+        add_step<T, D, halves>(x, shared, at.stage, sums, k, v, view, group_key, group);
+    }
+    if (halves == 1 && group == 1 && shared.first_query[at.stage] == NO_MORE)
+        for (int turn = 0; turn < 2; turn++) { /* group 0 has one step more */
+            await_turn(group);
+            pass_turn(group);
+        }
+    const bool left = named_barrier_or(2, 256, sums.not_finite);
+    if (threadIdx.x == 128)
+        x.keys_left[work_index()] = left;
+    if (left)
+        return;
+    if constexpr (halves == 1)
+        join_groups(shared, sums, group);
+    if (halves == 2 || group == 0)
+        store_key_sums<T, D>(x, shared.work, sums.dk, x.dk, x.scale, false, half * GROUP_ROWS);
+    if (halves == 2 || group == 1)
+        store_key_sums<T, D>(x, shared.work, sums.dv, x.dv, 1, true, half * GROUP_ROWS);
+}
+
+template <typename T, int D, int halves>
+__global__ void __launch_bounds__(keys_threads, 1)
+    backward_keys_sm90_kernel(const __grid_constant__ sm90_arguments x,
+                              const __grid_constant__ CUtensorMap q_map,
+                              const __grid_constant__ CUtensorMap d_out_map,
+                              const __grid_constant__ CUtensorMap k_map,
+                              const __grid_constant__ CUtensorMap v_map)
+{
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    extern __shared__ unsigned char raw[];
+    auto &shared = *reinterpret_cast<keys_shared<D, halves> *>(
+        (reinterpret_cast<uintptr_t>(raw) + 1023) / 1024 * 1024);
+    if (threadIdx.x == 0) {
+        shared.exists = find_column_work(x.geometry, x.mask, x.plan, work_index(), &shared.work);
+        barrier_init(&shared.keys_full, 1);
+        for (int stage = 0; stage < shared.stages; stage++) {
+            barrier_init(&shared.full[stage], 1);
+            barrier_init(&shared.empty[stage], 4 * halves);
+        }
+        barrier_init_fence();
+    }
+    __syncthreads();
+    if (!shared.exists) {
+        if (threadIdx.x == 0 && work_index() < x.plan.most_pieces + x.plan.columns)
+            x.keys_left[work_index()] = 0;
+        return;
+    }
+    const key_column &column = shared.work.column;
+    const hpa_sequence &s = column.sequence;
+    const keys_view view = {(int32_t)(column.key_block * x.geometry.block_k),
+                            (int32_t)(s.kv_length - s.q_length), (int32_t)s.q_length,
+                            x.geometry.causal};
+    if (threadIdx.x < 128) {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+        if (threadIdx.x == 0)
+            fetch_key_block(x, shared, &k_map, &v_map);
+        if (threadIdx.x < 32)
+            produce_queries(x, shared, view, &q_map, &d_out_map);
+    } else {
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+        consume_queries<T, D, halves>(x, shared, view);
+    }
+#endif
+}
+
+} // namespace
+#endif

@@ -1,0 +1,63 @@
+/* What the two Hopper kernels of the backward pass are given. */
+#ifndef HPA_BACKWARD_SM90_CUH
+#define HPA_BACKWARD_SM90_CUH
+
+#include "backward/scratch.cuh"
+#include "core/cuda/warpgroup.cuh"
+
+namespace
+{
+
+/* Tokens of the other side that one step multiplies with the 64 of a warpgroup. */
+inline constexpr int step_tokens = 64;
+template <int D> inline constexpr int step_bytes = step_tokens * D * 2;
+
+struct sm90_arguments {
+    hpa_geometry geometry;
+    hpa_mask mask;
+    column_plan plan;
+    tensor_rows q, k, v, d_out, dq, dk, dv;
+    const stats_pair *stats; /* [heads_q][total_q], and as many more as STATS_PADDING */
+    uint8_t *queries_left;   /* [query_tiles]: 1 where a tile is left to the other kernels */
+    uint8_t *keys_left;      /* [most_pieces + columns] likewise */
+    int64_t query_tiles;
+    int tiles_per_block; /* of 128 queries, in a query block */
+    float scale, scale_log2;
+    bool accumulate;
+};
+
+/* p = exp(scale s - lse) in place of s. */
+__device__ __forceinline__ float weight_of(float score, float scale_log2, float lse)
+{
+    return exp2_fast(fmaf(score, scale_log2, -lse));
+}
+
+/* factor * sums[64, D] of a warpgroup, rounded, to the first `rows` of the rows at `to`. */
+template <typename T, int n>
+__device__ __forceinline__ void store_group_rows(T *to, int64_t token_stride, int rows,
+                                                 const float (&sums)[n], float factor,
+                                                 bool accumulate)
+{
+    const int lane = (int)threadIdx.x % 32, first = (int)threadIdx.x % 128 / 32 * 16 + lane / 4;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        const int row = first + 8 * half;
+        if (row >= rows)
+            continue;
+        T *at = to + row * token_stride + lane % 4 * 2;
+#pragma unroll
+        for (int c = 0; c < n / 4; c++) {
+            uint32_t *pair = reinterpret_cast<uint32_t *>(at + 8 * c);
+            float2 sum = make_float2(sums[4 * c + 2 * half] * factor,
+                                     sums[4 * c + 2 * half + 1] * factor);
+            if (accumulate) {
+                const float2 before = unpack<T>(*pair);
+                sum = make_float2(before.x + sum.x, before.y + sum.y);
+            }
+            *pair = pack<T>(sum.x, sum.y);
+        }
+    }
+}
+
+} // namespace
+#endif

@@ -1,0 +1,133 @@
+/* What the warps of a Hopper kernel share: rings of stages that a producer fills and warpgroups empty,
+ * and products of whole tiles.
+ *
+ * Tiles lie in shared memory as tma.cuh fetches them: panels of 64 columns, rows of 128 bytes. */
+#ifndef HPA_CORE_CUDA_WARPGROUP_CUH
+#define HPA_CORE_CUDA_WARPGROUP_CUH
+
+#include "core/cuda/mma.cuh"
+#include "core/cuda/reduce.cuh"
+#include "core/cuda/tma.cuh"
+#include "core/cuda/wgmma.cuh"
+
+#define GROUP_ROWS 64 /* of a warpgroup's products */
+
+/* Position in a ring of stages. */
+template <int stages> struct stage_ring {
+    int stage = 0;
+    uint32_t phase = 0;
+    __device__ __forceinline__ void advance(int by = 1)
+    {
+        stage += by;
+        if (stage >= stages) {
+            stage -= stages;
+            phase ^= 1;
+        }
+    }
+};
+
+/* This warp has read what the barrier guards. */
+__device__ __forceinline__ void release_stage(uint64_t *barrier)
+{
+    __syncwarp();
+    if (threadIdx.x % 32 == 0)
+        barrier_arrive(barrier);
+}
+
+/* Barrier `number` of the thread block, for `threads` of its threads. */
+__device__ __forceinline__ void named_barrier(int number, int threads)
+{
+    asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
+}
+
+/* Does any of those threads say so? */
+__device__ __forceinline__ bool named_barrier_or(int number, int threads, bool mine)
+{
+    int any;
+    asm volatile("{\n"
+                 ".reg .pred mine, all;\n"
+                 "setp.ne.b32 mine, %1, 0;\n"
+                 "barrier.cta.red.or.pred all, %2, %3, mine;\n"
+                 "selp.b32 %0, 1, 0, all;\n"
+                 "}\n"
+                 : "=r"(any)
+                 : "r"((int)mine), "r"(number), "r"(threads)
+                 : "memory");
+    return any;
+}
+
+/* Two warpgroups begin their products in turns, so that one's arithmetic runs under the other's
+ * products: left alone they fall into step, and both wait at once. Group 0 begins; group 1 calls
+ * pass_turn once before its first await_turn. Barriers 14 and 15. */
+__device__ __forceinline__ void await_turn(int group)
+{
+    asm volatile("bar.sync %0, 256;" ::"r"(14 + group) : "memory");
+}
+
+__device__ __forceinline__ void pass_turn(int group)
+{
+    asm volatile("bar.arrive %0, 256;" ::"r"(15 - group) : "memory");
+}
+
+/* Bytes from column 0 to column 16 step of a tile of that many rows. */
+template <int rows> __device__ __forceinline__ constexpr uint32_t column_step(int step)
+{
+    return (uint32_t)(step / 4 * rows * 128 + step % 4 * 32);
+}
+
+/* sums[64, columns] = a[64, D] b[columns, D]^T, a in a tile of 64 rows, b in one of `columns`. */
+template <typename T, int D, int n>
+__device__ __forceinline__ void multiply_abt(float (&sums)[n], uint32_t a, uint32_t b)
+{
+    constexpr int columns = 2 * n;
+#pragma unroll
+    for (int step = 0; step < D / 16; step++)
+        wgmma_abt<T>(sums, wgmma_panel(a + column_step<GROUP_ROWS>(step), 0),
+                     wgmma_panel(b + column_step<columns>(step), 0), step > 0);
+}
+
+/* The same with a in registers. */
+template <typename T, int D, int n>
+__device__ __forceinline__ void multiply_abt(float (&sums)[n], const uint32_t (&a)[D / 16][4],
+                                             uint32_t b)
+{
+    constexpr int columns = 2 * n;
+#pragma unroll
+    for (int step = 0; step < D / 16; step++)
+        wgmma_abt<T>(sums, a[step], wgmma_panel(b + column_step<columns>(step), 0), step > 0);
+}
+
+/* sums[64, D] += a[64, 16 steps] b[16 steps, D], a in registers, b in a tile of 16 steps rows. */
+template <typename T, int n, int steps>
+__device__ __forceinline__ void multiply_ab(float (&sums)[n], const uint32_t (&a)[steps][4],
+                                            uint32_t b)
+{
+#pragma unroll
+    for (int step = 0; step < steps; step++)
+        wgmma_ab<T>(sums, a[step], wgmma_panel(b + step * 16 * 128, steps * 16 * 128));
+}
+
+/* Sums, rounded, as the left operand of the next product. */
+template <typename T, int n>
+__device__ __forceinline__ void pack_sums(uint32_t (&left)[n / 8][4], const float (&sums)[n])
+{
+#pragma unroll
+    for (int i = 0; i < n / 2; i++)
+        left[i / 4][i % 4] = pack<T>(sums[2 * i], sums[2 * i + 1]);
+}
+
+/* Do `bytes` of shared memory hold a 16-bit element that is not finite, as far as this thread of
+ * 128 has looked? */
+template <typename T>
+__device__ __forceinline__ bool group_share_is_not_finite(const unsigned char *tile, int bytes)
+{
+    bool found = false;
+    for (int at = (int)threadIdx.x % 128 * 16; at < bytes; at += 128 * 16) {
+        const uint4 chunk = *reinterpret_cast<const uint4 *>(tile + at);
+        found |= finite_or_zero<T>(chunk.x) != chunk.x || finite_or_zero<T>(chunk.y) != chunk.y ||
+                 finite_or_zero<T>(chunk.z) != chunk.z || finite_or_zero<T>(chunk.w) != chunk.w;
+    }
+    return found;
+}
+
+#endif
