@@ -7,11 +7,16 @@
 #include <inttypes.h>
 #include <stdio.h>
 
+/* gcc defines macros, clang has features. */
 #if defined(__SANITIZE_ADDRESS__)
 #define TEST_ADDRESS_SANITIZER 1
+#elif defined(__SANITIZE_THREAD__)
+#define TEST_THREAD_SANITIZER 1
 #elif defined(__has_feature)
 #if __has_feature(address_sanitizer)
 #define TEST_ADDRESS_SANITIZER 1
+#elif __has_feature(thread_sanitizer)
+#define TEST_THREAD_SANITIZER 1
 #endif
 #endif
 
@@ -107,7 +112,7 @@ int test_run(Suite *suite)
 TCase *test_add_case(Suite *suite, const char *name, double seconds)
 {
     TCase *tcase = tcase_create(name);
-#if defined(TEST_ADDRESS_SANITIZER) || defined(__SANITIZE_THREAD__) || !defined(__OPTIMIZE__)
+#if defined(TEST_ADDRESS_SANITIZER) || defined(TEST_THREAD_SANITIZER) || !defined(__OPTIMIZE__)
     seconds *= 10;
 #endif
     tcase_set_timeout(tcase, seconds);
