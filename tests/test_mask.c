@@ -387,6 +387,35 @@ START_TEST(equal_scores_keep_the_lowest_blocks)
 }
 END_TEST
 
+/* Sets the sign of every value, none of which stays 0. */
+static void give_sign(const test_tensor *t, double sign)
+{
+    double *values = test_read(t);
+    for (int64_t n = 0; n < test_count(t); n++)
+        values[n] = sign * (1 + fabs(values[n]));
+    test_write(t, values);
+    free(values);
+}
+
+/* Where every score is below zero, a 0 that stands for no query and no key would win. */
+START_TEST(scores_below_zero_are_ranked)
+{
+    for (int n = 0; n < 4; n++) {
+        hpa_desc desc = search_desc(400 + _i, 48);
+        desc.dtype = test_dtypes[n];
+        desc.query_stride = 1 + _i % 5;
+        desc.share_heads = _i % 2;
+        test_problem p;
+        test_problem_new(&p, &desc, TEST_PADDED, NULL, NULL);
+        test_problem_fill(&p, (uint64_t)_i, TEST_INTEGERS);
+        give_sign(&p.q, 1);
+        give_sign(&p.k, -1);
+        assert_expected_mask("below zero", &p);
+        test_problem_free(&p);
+    }
+}
+END_TEST
+
 /* Non-finite q and k: no crash, and the same order with NaN as -inf. */
 static void spoil(const test_tensor *t, test_random *random, int64_t every)
 {
@@ -676,6 +705,7 @@ static Suite *mask_suite(void)
     tcase_add_loop_test(t, scoring_every_token_keeps_the_blocks_of_highest_maximum, 0, 30);
     tcase_add_loop_test(t, a_planted_key_is_found, 0, 6);
     tcase_add_loop_test(t, equal_scores_keep_the_lowest_blocks, 0, 5);
+    tcase_add_loop_test(t, scores_below_zero_are_ranked, 0, 10);
     tcase_add_loop_test(t, non_finite_scores_count_as_the_lowest, 0, 12);
     t = test_add_case(suite, "independence", 30);
     tcase_add_loop_test(t, a_hundred_builds_are_identical, 0, 4);
