@@ -3,18 +3,15 @@
  * Tensors are [B, H, T, D] with any strides whose last is 1 (others are copied), lse is [B, H, T]. The
  * mask is a tensor of bytes, saved and moved like any other. Work goes to the current stream, scratch
  * comes from torch's allocator. Shapes of outputs for tracing, and the gradient, are in hpa_torch.py. */
-#include <hpa/hpa.hpp>
+#include "../plans.hpp"
 
 #include <ATen/ATen.h>
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/library.h>
 
-#include <cstring>
-#include <map>
-#include <mutex>
+#include <optional>
 #include <tuple>
-#include <vector>
 
 namespace {
 
@@ -60,65 +57,18 @@ at::Tensor readable(const at::Tensor &tensor)
     return tensor.stride(-1) == 1 ? tensor : tensor.contiguous();
 }
 
-/* Everything that a plan depends on, in the order of Knobs in hpa_torch.py. */
-struct shape {
-    at::IntArrayRef q, k;
-    at::ScalarType type;
-    at::Device device;
-    at::IntArrayRef knobs;
-    double scale;
-};
-
-shape shape_of(const at::Tensor &q, const at::Tensor &k, at::IntArrayRef knobs, double scale)
+shape shape_of(at::IntArrayRef q, at::IntArrayRef k, at::ScalarType type, at::Device device,
+               at::IntArrayRef knobs, double scale)
 {
-    return {q.sizes(), k.sizes(), q.scalar_type(), q.device(), knobs, scale};
+    TORCH_CHECK(device.is_cpu() || device.is_cuda(), "expected a CPU or CUDA device");
+    return {sizes_of(q), sizes_of(k), dtype_of(type), device.is_cuda() ? HPA_CUDA : HPA_CPU,
+            device.is_cuda() ? device.index() : 0, knobs_of(knobs), scale};
 }
 
-hpa_desc description(const shape &s)
+const hpa::plan &plan_for(const at::Tensor &q, const at::Tensor &k, at::IntArrayRef knobs,
+                          double scale)
 {
-    TORCH_CHECK(s.q.size() == 4 && s.k.size() == 4, "expected q and k to be [B, H, T, D]");
-    TORCH_CHECK(s.knobs.size() == 11, "expected 11 knobs, there are ", s.knobs.size());
-    TORCH_CHECK(s.device.is_cpu() || s.device.is_cuda(), "expected a CPU or CUDA device");
-    const auto knob = [&](size_t n) { return static_cast<int32_t>(s.knobs[n]); };
-    hpa_desc desc = hpa_desc_default();
-    desc.device = s.device.is_cuda() ? HPA_CUDA : HPA_CPU;
-    desc.device_id = s.device.is_cuda() ? s.device.index() : 0;
-    desc.dtype = dtype_of(s.type);
-    desc.batch = s.q[0];
-    desc.heads_q = s.q[1];
-    desc.heads_kv = s.k[1];
-    desc.seq_q = s.q[2];
-    desc.seq_kv = s.k[2];
-    desc.head_dim = s.q[3];
-    desc.scale = s.scale;
-    desc.top_k = knob(0);
-    desc.window = knob(1);
-    desc.sink = knob(2);
-    desc.block_q = knob(3);
-    desc.block_k = knob(4);
-    desc.beam = knob(5);
-    desc.rep_tokens = knob(6);
-    desc.leaf_tokens = knob(7);
-    desc.query_stride = knob(8);
-    desc.causal = knob(9) != 0;
-    desc.share_heads = knob(10) != 0;
-    return desc;
-}
-
-/* Plans are made once and kept for the life of the process. */
-const hpa::plan &plan_of(const shape &s)
-{
-    static std::mutex mutex;
-    static std::map<std::tuple<std::vector<int64_t>, double>, hpa::plan> plans;
-    std::vector<int64_t> numbers = {static_cast<int64_t>(s.type),
-                                    static_cast<int64_t>(s.device.type()), s.device.index()};
-    for (const at::IntArrayRef part : {s.q, s.k, s.knobs})
-        numbers.insert(numbers.end(), part.begin(), part.end());
-    const std::lock_guard<std::mutex> lock(mutex);
-    const auto key = std::make_tuple(std::move(numbers), s.scale);
-    const auto found = plans.find(key);
-    return found != plans.end() ? found->second
-                                : plans.emplace(key, description(s)).first->second;
+    return plan_of(shape_of(q.sizes(), k.sizes(), q.scalar_type(), q.device(), knobs, scale));
 }
 
 /* The current stream of the tensor's device, and scratch that torch frees in stream order. */
@@ -150,14 +100,14 @@ hpa::bytes bytes_of(const at::Tensor &mask)
 int64_t mask_bytes(at::IntArrayRef q, at::IntArrayRef k, at::ScalarType type, at::Device device,
                    at::IntArrayRef knobs, double scale)
 {
-    return static_cast<int64_t>(plan_of({q, k, type, device, knobs, scale}).sizes().mask);
+    return static_cast<int64_t>(plan_of(shape_of(q, k, type, device, knobs, scale)).sizes().mask);
 }
 
 at::Tensor mask(const at::Tensor &q_given, const at::Tensor &k_given, at::IntArrayRef knobs,
                 double scale)
 {
     const at::Tensor q = readable(q_given), k = readable(k_given);
-    const hpa::plan &plan = plan_of(shape_of(q, k, knobs, scale));
+    const hpa::plan &plan = plan_for(q, k, knobs, scale);
     const surroundings around(q, plan);
     /* Zeros, because rows need not fill their room, and equal masks should be equal tensors. */
     const at::Tensor result = at::zeros({static_cast<int64_t>(plan.sizes().mask)},
@@ -185,7 +135,7 @@ std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor &mask, const at::Ten
                                            at::IntArrayRef knobs, double scale)
 {
     const at::Tensor q = readable(q_given), k = readable(k_given), v = readable(v_given);
-    const hpa::plan &plan = plan_of(shape_of(q, k, knobs, scale));
+    const hpa::plan &plan = plan_for(q, k, knobs, scale);
     const surroundings around(q, plan);
     at::Tensor out = at::empty(q.sizes(), q.options());
     at::Tensor lse = at::empty(q.sizes().slice(0, 3), q.options().dtype(lse_type(q.scalar_type())));
@@ -201,7 +151,7 @@ backward(const at::Tensor &mask, const at::Tensor &q_given, const at::Tensor &k_
 {
     const at::Tensor q = readable(q_given), k = readable(k_given), v = readable(v_given);
     const at::Tensor d_out = readable(d_out_given);
-    const hpa::plan &plan = plan_of(shape_of(q, k, knobs, scale));
+    const hpa::plan &plan = plan_for(q, k, knobs, scale);
     const surroundings around(q, plan);
     at::Tensor dq = at::empty(q.sizes(), q.options());
     at::Tensor dk = at::empty(k.sizes(), k.options()), dv = at::empty(v.sizes(), v.options());
