@@ -79,6 +79,7 @@ extern "C" {
 
 /* Options */
 
+/* How far to step and how closely to look. */
 typedef struct hpa_gradcheck_options {
     double eps;    /* the step e, > 0. The element becomes x + e and x - e (and x +- 2e) */
     int32_t order; /* 2 or 4: two or four evaluations of the loss for each element */
@@ -104,24 +105,25 @@ HPA_API hpa_gradcheck_options hpa_gradcheck_attention_options(void);
 
 /* Report */
 
+/* What a line of the report compares. */
 typedef enum hpa_gradcheck_kind {
     HPA_GRADCHECK_GRADIENT = 1, /* analytic against numeric gradients */
     HPA_GRADCHECK_OUTPUT = 2,   /* what the forward pass wrote against the dense forward pass */
     HPA_GRADCHECK_PROPERTY = 3  /* something that must hold exactly, or to rounding */
 } hpa_gradcheck_kind;
 
-#define HPA_GRADCHECK_NAME_SIZE 24
+#define HPA_GRADCHECK_NAME_SIZE 24 /* bytes of a name, the closing 0 among them */
 
 /* One line of the report. */
 typedef struct hpa_gradcheck_result {
-    char name[HPA_GRADCHECK_NAME_SIZE];
-    hpa_gradcheck_kind kind;
-    bool passed;
-    int64_t elements;     /* that the tensor has */
-    int64_t checked;      /* of them, compared one by one */
-    int64_t directions;   /* random directions compared besides */
-    double max_abs_error; /* over all comparisons; NaN once one of them was NaN */
-    double max_rel_error;
+    char name[HPA_GRADCHECK_NAME_SIZE]; /* of the tensor or the property */
+    hpa_gradcheck_kind kind;            /* of comparison */
+    bool passed;                        /* every comparison agrees */
+    int64_t elements;                   /* that the tensor has */
+    int64_t checked;                    /* of them, compared one by one */
+    int64_t directions;                 /* random directions compared besides */
+    double max_abs_error;               /* over all comparisons; NaN once one of them was NaN */
+    double max_rel_error;               /* likewise */
 
     /* The worst comparison: the one whose error is the largest part of what is allowed. */
     int64_t direction; /* the number of the direction, or -1: an element */
@@ -136,15 +138,16 @@ typedef struct hpa_gradcheck_result {
     double dense_error;
 } hpa_gradcheck_result;
 
-#define HPA_GRADCHECK_MAX_RESULTS 16
+#define HPA_GRADCHECK_MAX_RESULTS 16 /* lines of a report, at most */
 
+/* All lines of the report. */
 typedef struct hpa_gradcheck_report {
     bool passed;          /* every result passed */
     int64_t checked;      /* elements and directions compared, over the gradients */
     double max_abs_error; /* over the gradients; NaN once one comparison was NaN */
-    double max_rel_error;
-    int32_t n_results;
-    hpa_gradcheck_result results[HPA_GRADCHECK_MAX_RESULTS];
+    double max_rel_error; /* likewise */
+    int32_t n_results;    /* that results holds */
+    hpa_gradcheck_result results[HPA_GRADCHECK_MAX_RESULTS]; /* one for each comparison made */
     uint64_t fingerprint; /* hpa_gradcheck_attention: of the mask. Else 0 */
     double density;       /* hpa_gradcheck_attention: of the mask. Else 0 */
     char message[512];    /* one line: what went wrong or what does not agree; "" when passed */
@@ -181,15 +184,16 @@ HPA_API hpa_status hpa_gradcheck_loss(hpa_gradcheck_loss_function loss, void *co
  * lse, which is f32 then, is held against dense attention in f32; kernels that compute it in powers of
  * two round it two times more. */
 #define HPA_GRADCHECK_OUT_FACTOR 2.0
-#define HPA_GRADCHECK_LSE_FACTOR 4.0
-#define HPA_GRADCHECK_GRADIENT_FACTOR 3.0
+#define HPA_GRADCHECK_LSE_FACTOR 4.0      /* for lse */
+#define HPA_GRADCHECK_GRADIENT_FACTOR 3.0 /* for dq, dk and dv */
 
 /* A backward pass to be checked in the place of hpa_backward: its arguments, with a context of
  * yours in front. The mask can be read with hpa_mask_export_csr. */
 typedef struct hpa_gradcheck_backward {
+    /* Called as hpa_backward is, with context in front. */
     hpa_status (*run)(void *context, const hpa_plan *plan, const void *mask, const hpa_inputs *in,
                       const hpa_outputs *out, const hpa_gradients *gradients, const hpa_exec *exec);
-    void *context;
+    void *context; /* handed to run */
 } hpa_gradcheck_backward;
 
 /* Draws random q, k, v and weights of the loss, which is the weighted sum of out and of lse; runs

@@ -70,11 +70,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define HPA_VERSION_MAJOR 0
-#define HPA_VERSION_MINOR 1
-#define HPA_VERSION_PATCH 0
+#define HPA_VERSION_MAJOR 0 /* first part of the version of this header */
+#define HPA_VERSION_MINOR 1 /* second part */
+#define HPA_VERSION_PATCH 0 /* third part */
+/* All three in one number; hpa_version() is that of the library. */
 #define HPA_VERSION (HPA_VERSION_MAJOR * 10000 + HPA_VERSION_MINOR * 100 + HPA_VERSION_PATCH)
 
+/* Marks what a shared library shows. */
 #if defined(_WIN32) || !defined(__GNUC__)
 #define HPA_API
 #else
@@ -108,15 +110,17 @@ extern "C" {
     X(HPA_CUDA_ERROR, 4000, "a CUDA call or a launch failed")                                    \
     X(HPA_INTERNAL_ERROR, 5000, "a bug in the library")
 
+/* What a call returns. */
 typedef enum hpa_status {
 #define HPA_STATUS_ENUM(name, value, sentence) name = value,
     HPA_STATUS_LIST(HPA_STATUS_ENUM)
 #undef HPA_STATUS_ENUM
 } hpa_status;
 
-/* "HPA_INVALID_SHAPE" and its sentence; "HPA_UNKNOWN_STATUS" and "unknown status" for any other
- * number. Static text. */
+/* Such as "HPA_INVALID_SHAPE"; "HPA_UNKNOWN_STATUS" for any other number. Static text. */
 HPA_API const char *hpa_status_name(hpa_status status);
+
+/* The status in a sentence; "unknown status" for any other number. Static text. */
 HPA_API const char *hpa_status_string(hpa_status status);
 
 /* This thread's last failure in words: argument, value, what was expected. "" before the first
@@ -131,8 +135,10 @@ HPA_API const char *hpa_build_info(void);
 
 /* Tensors */
 
-typedef enum hpa_device { HPA_CPU = 1, HPA_CUDA = 2 } hpa_device; /* DLPack's numbers */
+/* Where tensors lie. The numbers are DLPack's. */
+typedef enum hpa_device { HPA_CPU = 1, HPA_CUDA = 2 } hpa_device;
 
+/* The type of a tensor's elements. */
 typedef enum hpa_dtype {
     HPA_F64 = 1,
     HPA_F32 = 2,
@@ -151,15 +157,16 @@ typedef enum hpa_dtype {
  * a call whose 16-bit rows do not begin at multiples of that is run by the any-shape kernels, which
  * are many times slower. */
 typedef struct hpa_tensor {
-    void *data;
-    hpa_dtype dtype;
-    int32_t ndim;
-    int64_t shape[4];
-    int64_t stride[4];
+    void *data;        /* of the first element */
+    hpa_dtype dtype;   /* of every element */
+    int32_t ndim;      /* 4 or 3, lse 3 or 2 */
+    int64_t shape[4];  /* ndim of them count; so too stride */
+    int64_t stride[4]; /* in elements */
 } hpa_tensor;
 
 /* Description */
 
+/* What you want. hpa_desc_default fills in everything but the lengths. */
 typedef struct hpa_desc {
     size_t
         struct_size;   /* sizeof(hpa_desc), set by hpa_desc_default: the header you compiled with */
@@ -208,6 +215,7 @@ HPA_API hpa_desc hpa_desc_default(void);
 
 /* Plan */
 
+/* A checked description and the kernels chosen for it, which nothing changes any more. */
 typedef struct hpa_plan hpa_plan;
 
 /* Checks *desc and chooses the kernels. On success *plan is a new plan to be given to
@@ -222,12 +230,13 @@ HPA_API void hpa_plan_destroy(hpa_plan *plan);
 
 /* Bytes of the buffers that the caller brings. A size of 0 means that NULL will do. */
 typedef struct hpa_sizes {
-    size_t mask;
-    size_t mask_scratch; /* for hpa_mask_build and the (sync) calls */
-    size_t forward_scratch;
+    size_t mask;             /* of the mask itself */
+    size_t mask_scratch;     /* for hpa_mask_build and the (sync) calls */
+    size_t forward_scratch;  /* for hpa_forward */
     size_t backward_scratch; /* 0 when training is false */
 } hpa_sizes;
 
+/* They depend on the description alone, and on the device where it is CUDA. */
 HPA_API hpa_status hpa_plan_sizes(const hpa_plan *plan, hpa_sizes *sizes);
 
 /* Text that lives as long as the plan: kernels chosen and why, tree levels, mask rows, blocks a row
@@ -245,6 +254,7 @@ typedef struct hpa_exec {
                              and nothing written */
 } hpa_exec;
 
+/* What all three calls read. */
 typedef struct hpa_inputs {
     hpa_tensor q;                 /* [B, Hq, Tq, D], or packed [total_q, Hq, D] */
     hpa_tensor k;                 /* [B, Hkv, Tk, D], or packed [total_kv, Hkv, D] */
@@ -254,11 +264,13 @@ typedef struct hpa_inputs {
                                      cu_seqlens[b] ... cu_seqlens[b + 1] - 1 */
 } hpa_inputs;
 
+/* What hpa_forward writes and hpa_backward reads. */
 typedef struct hpa_outputs {
     hpa_tensor out; /* shape of q */
     hpa_tensor lse; /* log sum exp of the scaled scores: [B, Hq, Tq], or packed [total_q, Hq] */
 } hpa_outputs;
 
+/* What hpa_backward reads besides, and what it writes. */
 typedef struct hpa_gradients {
     hpa_tensor d_out; /* in: shape of q */
     hpa_tensor d_lse; /* in: shape of lse. data NULL: zero. Needed when partial results are merged
@@ -298,12 +310,13 @@ HPA_API hpa_status hpa_backward(const hpa_plan *plan, const void *mask, const hp
  * calls wait for their answer. Arrays are on the host. exec gives the stream and mask_scratch bytes
  * of scratch. */
 
+/* A mask in numbers. */
 typedef struct hpa_mask_stats {
     int64_t rows;       /* one for each sequence, mask head and query block */
     int64_t blocks;     /* kept, over all rows */
     int64_t empty_rows; /* rows that keep nothing */
-    int64_t row_min;    /* fewest and most blocks in a row */
-    int64_t row_max;
+    int64_t row_min;    /* fewest blocks in a row */
+    int64_t row_max;    /* most blocks in a row */
     int64_t column_max; /* most query blocks that keep one key block: the longest list of the
                            transpose */
     double density; /* pairs attended to / pairs that dense attention computes; 0 where it computes
@@ -311,6 +324,7 @@ typedef struct hpa_mask_stats {
     uint64_t fingerprint; /* equal masks have equal numbers, on any backend */
 } hpa_mask_stats;
 
+/* Counts what the mask keeps. */
 HPA_API hpa_status hpa_mask_statistics(const hpa_plan *plan, const void *mask,
                                        hpa_mask_stats *stats, const hpa_exec *exec);
 
