@@ -2,13 +2,14 @@
 """libhpa beside the attentions that PyTorch offers, in one process, on the same tensors.
 
     bench/compare_torch.py --library build/release/lib/libhpa.so [--seq 8192,32768,131072]
+        [--also 32768:64 131072:128:shared]
 
-Per length and set of knobs, one after the other in every round (so that clocks and temperature are
-the same for all), CUDA events around each call, medians over the rounds:
+Per length and set of knobs, libhpa and FlexAttention one after the other in every round (so that clocks
+and temperature are the same for both), CUDA events around each call, medians over the rounds:
 
   cudnn, flash   dense causal attention, scaled_dot_product_attention held to that backend, with
-                 enable_gqa: key/value heads are not copied. Up to --dense-up-to tokens only; nothing
-                 is extrapolated.
+                 enable_gqa: key/value heads are not copied. After the others, in rounds of its own,
+                 once a length and head size, up to --dense-up-to tokens; nothing is extrapolated.
   flex           FlexAttention under torch.compile (static shapes, default options) over the mask
                  that libhpa chose. Making its BlockMask is not timed.
   hpa            hpa_mask_build (of it the transpose: the difference to a plan without training),
@@ -33,7 +34,7 @@ each row; at 524,288 tokens and 32 heads the two take 4.3 GB.
 Before a table is believed: at each length, out, dq, dk and dv of flash against cudnn, and of
 FlexAttention against libhpa on the same pairs; rows of out, lse and dq, and blocks of dk and dv, of
 every mask against plain formulas in double precision, at sampled query and key blocks; and at the
-first length, libhpa with every key kept against cudnn. Relative errors in the Frobenius norm. Exit
+shortest length, libhpa with every key kept against cudnn. Relative errors in the Frobenius norm. Exit
 status 1 when one is beyond the tolerance or a length could not be measured.
 
 FLOPs: 4 (forward) or 10 (backward) for each kept pair and element of a head.
@@ -360,10 +361,11 @@ def peer_calls(name, peer):
 
 
 def flex_masks(options, steps):
-    """{block_k: (BlockMask, tiles)}; lists of equal width, so that they share one compilation."""
+    """{block_k: (BlockMask, tiles)}; lists of few widths, so that most share one compilation."""
     tiles = {block_k: tiles_of(step, options) for block_k, step in steps.items()}
     heads, seq = options.heads, next(iter(steps.values())).problem.seq
-    width = max(torch.bincount(row).max().item() for row, _ in tiles.values())
+    longest = max(torch.bincount(row).max().item() for row, _ in tiles.values())
+    width = -(-longest // 16) * 16
     if options.device == "cpu":  # its compiler wants room for every tile
         width = seq // TILE
     return {block_k: (block_mask_of(row, key_tile, heads, seq, width), row.numel())
@@ -379,7 +381,7 @@ def check_dense(checks, library, options, problem, dense):
     for name in names[1:]:
         checks.compare(f"{name} against {names[0]}", OUT_AND_GRADIENTS, dense[name].results(),
                        expected)
-    if problem.seq == options.seq[0]:
+    if problem.seq == min(seq for _, seq, _ in options.cases):
         everything = Step(library, options, problem, top_k=problem.seq)
         everything.build()
         checks.compare(f"hpa with every key kept against {names[0]}", OUT_AND_GRADIENTS,
@@ -404,9 +406,22 @@ def dense_peers(options, problem):
             "flash": dense_peer(problem, SDPBackend.FLASH_ATTENTION)}
 
 
-def compare(library, options, clock, checks, head_dim, seq, share_heads):
+def dense_times(clock, options, problem, dense, earlier):
+    """Dense attention does not see masks: one measurement a length and head size."""
+    for result in earlier:
+        if (result["seq"], result["head_dim"]) == (problem.seq, problem.head_dim):
+            return {name: ms for name, ms in result["ms"].items() if name.split("_")[0] in dense}
+    times = {}
+    for name, peer in dense.items():
+        rounds = options.rounds if problem.seq <= 32768 else min(3, options.rounds)
+        times.update(measure(clock, peer_calls(name, peer), rounds))
+    return times
+
+
+def compare(library, options, clock, checks, case, earlier):
     """All measurements and checks of one length; a dictionary for the tables."""
     start = time.perf_counter()
+    head_dim, seq, share_heads = case
     problem = Problem(options, seq, head_dim)
     steps, calls = {}, {}
     for block_k in options.block_k:
@@ -417,14 +432,8 @@ def compare(library, options, clock, checks, head_dim, seq, share_heads):
     for block_k, peer in flex.items():
         calls.update(peer_calls(f"flex{block_k}", peer))
     dense = dense_peers(options, problem)
-    few = seq > 32768  # dense attention is slow and steady there
-    if not few:
-        for name, peer in dense.items():
-            calls.update(peer_calls(name, peer))
     times = measure(clock, calls, options.rounds)
-    if few:
-        for name, peer in dense.items():
-            times.update(measure(clock, peer_calls(name, peer), min(3, options.rounds)))
+    times.update(dense_times(clock, options, problem, dense, earlier))
     result = {"seq": seq, "head_dim": head_dim, "share_heads": share_heads, "ms": times,
               "masks": {}, "seconds": time.perf_counter() - start}
     for block_k, step in steps.items():
@@ -436,7 +445,8 @@ def compare(library, options, clock, checks, head_dim, seq, share_heads):
     say_result(result, options)
     if not options.no_check:
         check_masked(checks, options, steps, flex)
-        check_dense(checks, library, options, problem, dense)
+        if (seq, head_dim) not in {(result["seq"], result["head_dim"]) for result in earlier}:
+            check_dense(checks, library, options, problem, dense)
     return result
 
 
@@ -453,6 +463,14 @@ def numbers(text):
     return [int(part) for part in text.split(",")]
 
 
+def single_case(text):
+    """T:DIM or T:DIM:shared"""
+    seq, head_dim, *shared = text.split(":")
+    if shared not in ([], ["shared"]):
+        raise ValueError(text)
+    return int(head_dim), int(seq), bool(shared)
+
+
 def parse():
     parser = argparse.ArgumentParser(description="libhpa beside PyTorch's attentions",
                                      epilog="The file's first comment says what is measured.")
@@ -463,6 +481,8 @@ def parse():
     parser.add_argument("--dim", type=numbers, default=[128])
     parser.add_argument("--block-k", type=numbers, default=[128, 64])
     parser.add_argument("--share-heads", choices=("no", "yes", "both"), default="no")
+    parser.add_argument("--also", type=single_case, nargs="*", default=[], metavar="T:DIM[:shared]",
+                        help="single cases after those of --seq, --dim and --share-heads")
     parser.add_argument("--heads", type=int, default=32)
     parser.add_argument("--kv-heads", type=int, default=8)
     parser.add_argument("--top-k", type=int, default=2048)
@@ -479,8 +499,10 @@ def parse():
     options.dtype = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}[dtype]
     if options.tolerance is None:
         options.tolerance = TOLERANCE[options.dtype]
-    if any(seq % TILE for seq in options.seq):
-        parser.error(f"--seq: expected multiples of {TILE}")
+    sharing = {"no": [False], "yes": [True], "both": [False, True]}[options.share_heads]
+    options.cases = [*itertools.product(options.dim, options.seq, sharing), *options.also]
+    if any(seq % TILE for _, seq, _ in options.cases):
+        parser.error(f"expected lengths that are multiples of {TILE}")
     if options.heads % options.kv_heads:
         parser.error("--heads: expected a multiple of --kv-heads")
     return options
@@ -500,12 +522,11 @@ def main():
     say(f"{machine}\n{options}")
     clock, checks = Clock(options.device), Checks(options.tolerance)
     torch._dynamo.config.cache_size_limit = 64
-    sharing = {"no": [False], "yes": [True], "both": [False, True]}[options.share_heads]
     results = []
-    for case in itertools.product(options.dim, options.seq, sharing):
+    for case in options.cases:
         try:
-            results.append(compare(library, options, clock, checks, *case))
-        except (torch.OutOfMemoryError, hpa.Failure) as error:  # the other lengths still count
+            results.append(compare(library, options, clock, checks, case, results))
+        except (torch.OutOfMemoryError, hpa.Failure) as error:  # the other cases still count
             checks.failed = True
             say(f"T {case[1]}, heads of {case[0]}: NOT MEASURED: {error}")
         if options.json:

@@ -1,5 +1,5 @@
-"""torch_operator.py EXAMPLE: the operator of examples/torch on the CPU and, where there is one, on a
-GPU. Skipped (77) without torch. HPA_TORCH_LIBRARY or pkg-config says which libhpa."""
+"""torch_operator.py EXAMPLE [DEVICE]: the operator of examples/torch on the CPU and, where there is one,
+on a GPU; or on one of them. Skipped (77) without torch. HPA_TORCH_LIBRARY or pkg-config says which libhpa."""
 
 import importlib.util
 import sys
@@ -162,6 +162,8 @@ def captured(device):
 TESTS = (dense_when_all_is_kept, numeric_gradients, operator_contract, strides, compiled_whole,
          checkpointed, refusals)
 for device, tests in (("cpu", TESTS), ("cuda", (*TESTS, captured))):
+    if device not in (sys.argv[2:] or ("cpu", "cuda")):
+        continue
     if device == "cuda" and not torch.cuda.is_available():
         print("no CUDA device: only the CPU was tested")
         continue
