@@ -248,6 +248,42 @@ START_TEST(accumulate_adds)
 }
 END_TEST
 
+/* With one key and a q of zero every probability is exactly 1, so dv is d_out, and what accumulate
+ * leaves is a sum of two numbers, which must be the nearest one, ties to even. */
+START_TEST(sums_are_rounded_to_nearest_even)
+{
+    hpa_desc desc = test_medium_desc(test_dtypes[2 + _i % 2]);
+    desc.heads_q = desc.heads_kv = 64;
+    desc.seq_q = desc.seq_kv = 1;
+    test_problem p;
+    test_problem_built(&p, &desc, TEST_BHSD);
+    const int64_t count = test_count(&p.dv);
+    double *d_out = test_read(&p.d_out), *zero = calloc((size_t)count, sizeof *zero);
+    double *before = test_allocate(count, sizeof *before);
+    double *sum = test_allocate(count, sizeof *sum);
+    test_random random = {(uint64_t)_i};
+    const double size = _i < 2 ? 1 : 0x1p-16; /* f16: subnormal */
+    for (int64_t n = 0; n < count; n++) {
+        d_out[n] = test_rounded(desc.dtype, size * d_out[n]);
+        before[n] = test_rounded(desc.dtype, size * 4 * test_random_normal(&random));
+        sum[n] = test_rounded(desc.dtype, before[n] + d_out[n]);
+    }
+    ck_assert_ptr_nonnull(zero);
+    test_write(&p.q, zero);
+    test_write(&p.d_out, d_out);
+    test_write(&p.dv, before);
+    test_forward(&p);
+    p.accumulate = true;
+    test_backward(&p);
+    assert_tensor_close("dv", &p, &p.dv, sum, 0, 0);
+    free(d_out);
+    free(zero);
+    free(before);
+    free(sum);
+    test_problem_free(&p);
+}
+END_TEST
+
 START_TEST(no_cotangent_gives_exactly_no_gradient)
 {
     hpa_desc desc = test_medium_desc(test_dtypes[_i]);
@@ -451,6 +487,7 @@ static Suite *backward_suite(void)
     tcase_add_test(t, no_d_lse_is_a_d_lse_of_zero);
     tcase_add_loop_test(t, unwanted_gradients_change_nothing, 0, 8);
     tcase_add_loop_test(t, accumulate_adds, 0, TEST_LAYOUTS);
+    tcase_add_loop_test(t, sums_are_rounded_to_nearest_even, 0, 4);
     tcase_add_loop_test(t, no_cotangent_gives_exactly_no_gradient, 0, 4);
     tcase_add_loop_test(t, nondeterministic_gradients_are_right, 0, 2);
     t = test_add_case(suite, "numbers", 30);
