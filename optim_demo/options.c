@@ -142,6 +142,8 @@ static const option_row rows[] = {
     {"results", PATH, FIELD(results), 0, 0, NULL,
      "to which the end adds one line: label, loss, density, speed"},
     {"label", TEXT, FIELD(label), 0, 0, "", "that names this run in --results"},
+    {"losses", PATH, FIELD(losses), 0, 0, NULL,
+     "for the loss of each held-out byte in the last evaluation, one a line"},
     {"mask-png", PATH, FIELD(mask_png), 0, 0, NULL,
      "for a picture of one head's mask in the last evaluation"},
     {"mask-layer", WHOLE, FIELD(mask_layer), 0, MAX_LAYERS - 1, "0", "its layer, counted from 0"},
@@ -155,7 +157,8 @@ static const option_row rows[] = {
      "0: always the likeliest byte; 1: as the model would have it"},
 };
 
-enum { N_ROWS = sizeof rows / sizeof *rows, HELP = 1000 };
+/* What getopt_long returns for a row is no character. */
+enum { N_ROWS = sizeof rows / sizeof *rows, FIRST_ROW = 256, HELP = FIRST_ROW + N_ROWS };
 _Static_assert((int)N_ROWS <= (int)MAX_OPTIONS, "options.given has room for every row");
 
 const char *attention_kind_name(attention_kind kind)
@@ -271,7 +274,8 @@ parse_result options_parse(options *self, int argc, char **argv, failure *why)
     for (int n = 0; n < N_ROWS; n++)
         if (rows[n].name)
             known[n_known++] = (struct option){
-                rows[n].name, rows[n].kind == FLAG ? no_argument : required_argument, NULL, n};
+                rows[n].name, rows[n].kind == FLAG ? no_argument : required_argument, NULL,
+                FIRST_ROW + n};
     if (!set_defaults(self, why))
         return PARSE_FAILED;
 
@@ -284,9 +288,9 @@ parse_result options_parse(options *self, int argc, char **argv, failure *why)
         if (found == '?')
             return fail(why, "%s: no such option; --help lists them", argv[optind - 1]),
                    PARSE_FAILED;
-        if (!parse_value(self, &rows[found], optarg, why))
+        if (!parse_value(self, &rows[found - FIRST_ROW], optarg, why))
             return PARSE_FAILED;
-        self->given[found] = optarg ? optarg : "";
+        self->given[found - FIRST_ROW] = optarg ? optarg : "";
     }
     if (optind < argc)
         return fail(why, "%s: expected options alone; --help lists them", argv[optind]),

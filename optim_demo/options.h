@@ -30,7 +30,7 @@ typedef struct options {
     double learning_rate, lowest_rate, weight_decay, beta1, beta2, clip;
     /* evaluation, files and samples */
     int64_t evaluate_every, evaluate_batches, checkpoint_every;
-    const char *from, *resume, *checkpoint, *log, *results, *label, *mask_png, *weights;
+    const char *from, *resume, *checkpoint, *log, *results, *label, *mask_png, *weights, *losses;
     int64_t mask_layer, mask_head;
     int64_t sample;
     const char *prompt;

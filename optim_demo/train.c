@@ -27,7 +27,8 @@ static bool check_places(const options *o, failure *why)
         return false;
     if (o->mask_png && !whole_file_check(o->mask_png, why))
         return false;
-    if (o->weights && !whole_file_check(o->weights, why))
+    if ((o->weights && !whole_file_check(o->weights, why)) ||
+        (o->losses && !whole_file_check(o->losses, why)))
         return false;
     if (o->mask_png && (o->mask_layer >= o->shape.layers || o->mask_head >= o->shape.heads))
         return fail(why,
@@ -117,8 +118,16 @@ static bool mean_density(training *self, failure *why)
     return true;
 }
 
-/* The mean loss over the held-out text; NAN when a signal cuts it short. */
-static bool evaluate(training *self, failure *why)
+/* Adds the losses of the batch that was just evaluated. */
+static void write_losses(const training *self, FILE *out)
+{
+    const model *m = self->model;
+    for (int64_t n = 0; n < m->shape.batch * m->shape.context; n++)
+        fprintf(out, "%.4f\n", number_get(m->on, m->host_losses, n));
+}
+
+/* losses: where to write those of the single bytes, or NULL. */
+static bool evaluate_into(training *self, FILE *losses, failure *why)
 {
     const model_shape *s = &self->model->shape;
     int64_t limit = self->options->evaluate_batches;
@@ -137,11 +146,27 @@ static bool evaluate(training *self, failure *why)
         if (!isfinite(loss))
             return fail(why, "the loss on the held-out text is not finite: expected sound weights");
         sum += loss;
+        if (losses)
+            write_losses(self, losses);
     }
     if (batches == 0)
         return true;
     self->held_out_loss = sum / (double)batches;
     return mean_density(self, why);
+}
+
+/* The mean loss over the held-out text; NAN when a signal cuts it short. */
+static bool evaluate(training *self, failure *why)
+{
+    const char *path = self->options->losses;
+    whole_file file;
+    if (!path)
+        return evaluate_into(self, NULL, why);
+    if (!whole_file_open(&file, path, why))
+        return false;
+    bool good = evaluate_into(self, file.stream, why);
+    bool whole = good && !interrupt_signal();
+    return whole_file_close(&file, whole, why) || (good && !whole);
 }
 
 /* Training */

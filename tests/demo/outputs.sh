@@ -21,6 +21,20 @@ run "${small[@]}" --from a.st --attention dense --steps 0 --log b.csv --results 
 grep -q "^first run,hip,96,60," r.csv || fail "first result: $(cat r.csv)"
 grep -q "^second,dense,96,0,[0-9.]*,1,$" r.csv || fail "second result: $(cat r.csv)"
 
+# The losses of single bytes have the mean that the evaluation says.
+run "${small[@]}" --from a.st --steps 0 --log b.csv --results l.csv --losses losses
+[ "$(wc -l < losses)" -eq $((2 * 2 * 96)) ] || fail "expected a loss for each byte"
+awk -v told="$(tail -n 1 l.csv | cut -d, -f5)" '{sum += $1} END {d = sum / NR - told;
+    exit !(d * d < 1e-6)}' losses || fail "the losses do not have the mean that was told"
+
+# Weights alone: bf16, half the bytes of f32, and no worse than the rounding.
+run "${small[@]}" --from a.st --steps 0 --log b.csv --results w.csv --weights w.st
+run "${small[@]}" --from w.st --steps 0 --log b.csv --results w.csv
+awk -F, 'NR > 1 {loss[NR] = $5} END {d = loss[2] - loss[3]; exit !(d * d < 1e-4)}' w.csv ||
+    fail "the weights alone evaluate differently: $(cat w.csv)"
+[ $((4 * $(wc -c < w.st))) -lt "$(wc -c < a.st)" ] || fail "the weights alone are no smaller"
+expect_bad "--from instead of --resume" "${small[@]}" --resume w.st --steps 1
+
 # A longer context than the one it was trained at is only an option away.
 run --data text --from a.st --context 192 --batch 1 --attention hip --top-k 32 --window 16 \
     --block-q 16 --steps 0 --log b.csv
