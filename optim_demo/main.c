@@ -2,8 +2,9 @@
  *
  * To read it: model.c is the transformer, forward and backward; attention.c is all that it asks of
  * libhpa; train.c is the loop. backend.h lists the operations that they are made of; layers.c has
- * these for the CPU, layers.cu and cuda.c for a CUDA device. adamw.c, data.c, checkpoint.c and
- * sample.c are what their names say, and the rest serves the person at the keyboard. */
+ * these for the CPU (memory and clock in cpu.c), layers.cu for a CUDA device (device.c). adamw.c,
+ * data.c, checkpoint.c and sample.c are what their names say, and the rest serves the person at the
+ * keyboard. */
 #include "interrupt.h"
 #include "mask_picture.h"
 #include "options.h"

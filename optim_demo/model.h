@@ -1,5 +1,6 @@
 /* A Llama-style transformer over bytes: RMSNorm, rotary positions, grouped-query attention, SwiGLU,
- * and an embedding that is also the output layer. model.c has its forward and its backward.
+ * and an embedding that is also the output layer. model.c has its forward and its backward,
+ * model_create.c what comes before.
  *
  * All arrays lie on the backend: (N) is an array of numbers, [N] one of operands; see backend.h.
  * Symbols: B sequences, T tokens in each, N = B T rows, C numbers in the residual stream,
@@ -13,7 +14,10 @@
 
 #include <stdint.h>
 
-enum { VOCABULARY = 256 };
+enum {
+    VOCABULARY = 256,
+    HEAD_ROWS = 8192 /* that have their logits in memory at a time */
+};
 
 typedef struct model_shape {
     int64_t batch;   /* B */
@@ -30,6 +34,12 @@ typedef struct model_shape {
 
 /* Says which dimension cannot be, and what was expected. */
 bool model_shape_check(const model_shape *shape, failure *why);
+
+/* Numbers in a row of q, k and v, side by side. */
+static inline int64_t model_qkv_width(const model_shape *s)
+{
+    return (s->heads + 2 * s->kv_heads) * s->head_dim;
+}
 
 /* All weights are one array, in the order of this list. Names are those of Llama checkpoints. */
 typedef struct weight_info {
