@@ -1,7 +1,9 @@
 #include "cpu.h"
 
+#include <omp.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -57,10 +59,19 @@ void cpu_release(backend *on, void *memory)
     free(block);
 }
 
+/* Under a limit of the address space OpenBLAS's buffer and the heap of each thread count as well, and
+ * OpenBLAS waits for ever for a buffer that it cannot have. */
 int64_t cpu_available(backend *on)
 {
     (void)on;
-    return (int64_t)sysconf(_SC_PHYS_PAGES) * (int64_t)sysconf(_SC_PAGESIZE);
+    const int64_t of_a_thread = 192 << 20;
+    int64_t memory = (int64_t)sysconf(_SC_PHYS_PAGES) * (int64_t)sysconf(_SC_PAGESIZE);
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY) {
+        int64_t rest = (int64_t)limit.rlim_cur - (omp_get_max_threads() + 1) * of_a_thread;
+        memory = rest < memory ? rest : memory;
+    }
+    return memory > 0 ? memory : 0;
 }
 
 void cpu_clear(backend *on, void *to, int64_t bytes)

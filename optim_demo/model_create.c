@@ -217,7 +217,7 @@ static bool allocate(model *self, failure *why)
         self->memory = on->op->allocate(on, a.used);
     if (!self->memory)
         return fail(why,
-                    "these dimensions need %.1f GiB of memory and %s has %.1f: lower batch, "
+                    "these dimensions need %.2f GiB of memory and %s has %.2f: lower batch, "
                     "context, layers, dim or hidden%s",
                     (double)a.used / 0x1p30, on->place, (double)available / 0x1p30,
                     self->shape.checkpoint_layers ? "" : ", or give --checkpoint-layers");
