@@ -122,6 +122,11 @@ bool attention_create(attention **self, backend *on, const attention_settings *s
                       const attention_shape *shape, failure *why)
 {
     *self = NULL;
+    if (shape->layers < MAX_LAYERS && settings->dense_layers >> shape->layers != 0)
+        return fail(why,
+                    "--dense-layers names a layer that is not there, expected 0 to %" PRId64
+                    " of these %" PRId64 " layers",
+                    shape->layers - 1, shape->layers);
     attention *a = calloc(1, sizeof *a);
     if (!a)
         return fail(why, "out of memory");

@@ -48,6 +48,7 @@ expect_bad "expected a prompt, and both to fit" "${small[@]}" --sample 90
 expect_bad "no text held out: expected --prompt" "${small[@]}" --held-out 0 --sample 9
 expect_bad "expected text held out" "${small[@]}" --held-out 0 --mask-png x.png
 expect_bad "--mask-layer 2" "${small[@]}" --mask-png x.png --mask-layer 2
+expect_bad "expected 0 to 1 of these 2 layers" "${small[@]}" --dense-layers 0,2
 
 # Checkpoints: what does not exist, is damaged, or belongs to something else
 run "${small[@]}" --steps 2 --checkpoint good.st --log log.csv
