@@ -1,7 +1,7 @@
 /* What a checkpoint holds: the weights in f32 (f64 of a run in f64), and with them everything that
  * the next step depends on (AdamW's running means, the step, the random source that picks the text,
- * and each layer's mask where it is reused). A resumed run makes the bits that an unbroken one would
- * have made. */
+ * and each layer's mask where it is reused). A resumed run makes the bits that an unbroken one
+ * would have made. */
 #ifndef DEMO_CHECKPOINT_H
 #define DEMO_CHECKPOINT_H
 

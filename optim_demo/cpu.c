@@ -59,8 +59,8 @@ void cpu_release(backend *on, void *memory)
     free(block);
 }
 
-/* Under a limit of the address space OpenBLAS's buffer and the heap of each thread count as well, and
- * OpenBLAS waits for ever for a buffer that it cannot have. */
+/* Under a limit of the address space OpenBLAS's buffer and the heap of each thread count as well,
+ * and OpenBLAS waits for ever for a buffer that it cannot have. */
 int64_t cpu_available(backend *on)
 {
     (void)on;

@@ -1,5 +1,5 @@
-# Draws loss.png from the logs in `folder`: the three fine-tunings, and how far HiP and the window are
-# from dense attention, step by step: all three read the same text in the same order.
+# Draws loss.png from the logs in `folder`: the three fine-tunings, and how far HiP and the window
+# are from dense attention, step by step: all three read the same text in the same order.
 set terminal pngcairo size 1000,440 font "sans,10"
 set output folder . "/loss.png"
 set datafile separator ","
