@@ -30,7 +30,7 @@ struct backward_arguments {
     hpa_mask mask;
     column_plan plan;
     tensor_rows q, k, v, d_out, dq, dk, dv;
-    const stats_pair *stats; /* [heads_q][total_q] */
+    const stats_pair *stats; /* [heads_q][row_slots][block_q] */
     const uint8_t *only;     /* by work: 0 where there is nothing to do; null: all of it is to be done */
     int tiles_per_block;     /* of a query block, or of a key block */
     int tile_tokens;         /* queries, or keys, of a thread block */
@@ -111,7 +111,7 @@ __device__ __forceinline__ void load_stats(query_stats<D> &stats, const backward
 #pragma unroll
     for (int n = 0; n < 2 * queries_shape<D>::groups; n++) {
         const int64_t query = hpa_min(lane_query + 8 * n, tile.end - 1);
-        stats[n / 2][n % 2] = x.stats[flat_query(x.geometry, tile.sequence, tile.head, query)];
+        stats[n / 2][n % 2] = x.stats[slot_of_query(x.geometry, tile.sequence, tile.head, query)];
     }
 }
 
@@ -556,7 +556,7 @@ __device__ __forceinline__ void copy_queries(const query_tiles &tiles, const bac
         const int32_t query = token_of(first, n);
         const bool exists = query < s.q_length;
         copy_async_8(shared_offset(tiles.stats + t % 2 * shape::queries + n),
-                     x.stats + flat_query(x.geometry, s, head, exists ? query : 0), exists);
+                     x.stats + slot_of_query(x.geometry, s, head, exists ? query : 0), exists);
     }
 }
 

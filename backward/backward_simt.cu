@@ -15,7 +15,7 @@ struct backward_arguments {
     hpa_mask mask;
     column_plan plan;
     tensor_rows q, k, v, d_out, dq, dk, dv;
-    const void *stats; /* row_stats [heads_q][total_q] */
+    const void *stats; /* row_stats [heads_q][row_slots][block_q] */
     bool accumulate;
 };
 
@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(SIMT_THREADS, 1)
     simt_load(t.d_out, row_at<const T>(x.d_out, s.batch, tile.head, s.q_start, 0),
               x.d_out.strides.token, tile.begin, tile.end, head_dim);
     const row_stats<sum> stats = static_cast<const row_stats<sum> *>(
-        x.stats)[flat_query(g, s, tile.head, hpa_min(query, tile.end - 1))];
+        x.stats)[slot_of_query(g, s, tile.head, hpa_min(query, tile.end - 1))];
 
     const int64_t visible = visible_keys(g, s, query);
     sum_row<sum> dq = {};
@@ -110,7 +110,7 @@ __device__ void add_queries(const backward_arguments &x, const backward_tiles<su
               first, end, head_dim);
     const int64_t query = hpa_min(first + simt_column(), end - 1);
     const row_stats<sum> stats =
-        static_cast<const row_stats<sum> *>(x.stats)[flat_query(g, s, head, query)];
+        static_cast<const row_stats<sum> *>(x.stats)[slot_of_query(g, s, head, query)];
     __syncthreads();
     const sum p = exp((sum)g.scale * simt_dot(t.k, t.q, head_dim) - stats.lse);
     const int at = simt_row() * simt_pair_pitch<sum> + simt_column();
@@ -204,7 +204,7 @@ struct backward_scratch {
 backward_scratch take_scratch(const hpa_geometry *g, size_t sum_size, hpa_arena *arena)
 {
     backward_scratch scratch;
-    scratch.stats = hpa_arena_take(arena, g->heads_q * g->total_q, 2 * sum_size);
+    scratch.stats = hpa_arena_take(arena, query_slots_of(g), 2 * sum_size);
     scratch.columns = column_plan_of(g, sum_size, arena);
     return scratch;
 }

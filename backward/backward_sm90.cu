@@ -61,14 +61,15 @@ template <typename T, int D>
 hpa_status launch_queries_sm90(const sm90_call &call, const sm90_arguments &x)
 {
     const hpa_geometry *g = &x.geometry;
-    const auto box_tokens = (uint32_t)hpa_min(g->block_k, step_tokens);
+    const auto box_tokens = (uint32_t)hpa_min(g->block_k, step_keys);
+    const auto map_of = box_tokens == step_keys ? hpa_tma_rows_map_of : hpa_tma_map_of;
     CUtensorMap k_map, v_map;
-    HPA_TRY(hpa_tma_map_of(&k_map, "in.k", &call.in->k, g->packed, box_tokens));
-    HPA_TRY(hpa_tma_map_of(&v_map, "in.v", &call.in->v, g->packed, box_tokens));
+    HPA_TRY(map_of(&k_map, "in.k", &call.in->k, g->packed, box_tokens));
+    HPA_TRY(map_of(&v_map, "in.v", &call.in->v, g->packed, box_tokens));
     HPA_TRY(hpa_cuda_launch(
         call.name, backward_queries_sm90_kernel<T, D>,
         dim3((unsigned)hpa_min(x.query_tiles, call.plan->cuda.multiprocessors)),
-        dim3(queries_threads), sizeof(queries_shared<D>) + 1024, call.stream, x, k_map, v_map));
+        dim3(queries_threads), sizeof(queries_shared<D>), call.stream, x, k_map, v_map));
     return call.others->queries(call.plan, call.mask, call.in, call.grads, call.exec,
                                 x.queries_left);
 }
@@ -78,13 +79,13 @@ hpa_status launch_key_blocks(const sm90_call &call, const sm90_arguments &x)
 {
     const bool packed = x.geometry.packed;
     CUtensorMap q_map, d_out_map, k_map, v_map;
-    HPA_TRY(hpa_tma_map_of(&q_map, "in.q", &call.in->q, packed, step_tokens));
-    HPA_TRY(hpa_tma_map_of(&d_out_map, "grads.d_out", &call.grads->d_out, packed, step_tokens));
-    HPA_TRY(hpa_tma_map_of(&k_map, "in.k", &call.in->k, packed, GROUP_ROWS));
-    HPA_TRY(hpa_tma_map_of(&v_map, "in.v", &call.in->v, packed, GROUP_ROWS));
+    HPA_TRY(hpa_tma_rows_map_of(&q_map, "in.q", &call.in->q, packed, step_queries<D>));
+    HPA_TRY(hpa_tma_rows_map_of(&d_out_map, "grads.d_out", &call.grads->d_out, packed, step_queries<D>));
+    HPA_TRY(hpa_tma_rows_map_of(&k_map, "in.k", &call.in->k, packed, GROUP_ROWS));
+    HPA_TRY(hpa_tma_rows_map_of(&v_map, "in.v", &call.in->v, packed, GROUP_ROWS));
     return hpa_cuda_launch(call.name, backward_keys_sm90_kernel<T, D, halves>,
                            grid_of(x.plan.most_pieces + x.plan.columns), dim3(keys_threads),
-                           sizeof(keys_shared<D, halves>) + 1024, call.stream, x, q_map, d_out_map,
+                           sizeof(keys_shared<D, halves>), call.stream, x, q_map, d_out_map,
                            k_map, v_map);
 }
 

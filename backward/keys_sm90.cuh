@@ -4,7 +4,7 @@
  *     s^T = k q^T    dp^T = v dO^T    p = exp(scale s - lse)    ds = p (dp - delta)
  *     dv += p^T dO   dk += ds^T q
  *
- * One warp fetches 64 queries at a time, q, dO and their stats, into a ring of stages. Two
+ * One warp fetches 64 or 128 queries at a time, q, dO and their stats, into a ring of stages. Two
  * warpgroups of 64 keys each take them out: of 128 keys each has its half and both see every stage;
  * 64 keys they share, take every other stage, and add up in the end. Between the products p and ds
  * stay in registers, as left operands. */
@@ -18,17 +18,20 @@ namespace
 
 inline constexpr int keys_threads = 128 + 256; /* producer, consumers */
 
+/* Queries that one step multiplies with the 64 keys of a warpgroup. */
+template <int D> inline constexpr int step_queries = 8192 / D;
+inline constexpr int step_query_bytes = 16384;
+
 template <int D, int halves> struct keys_shared {
-    static constexpr int stages = D == 128 ? 6 - halves : 8;
+    static constexpr int stages = 6 - halves;
     static constexpr int key_bytes = GROUP_ROWS * D * 2;
     alignas(1024) unsigned char k[halves][key_bytes];
     alignas(1024) unsigned char v[halves][key_bytes];
-    alignas(1024) unsigned char q[stages][step_bytes<D>];
-    alignas(1024) unsigned char d_out[stages][step_bytes<D>];
-    alignas(16) stats_pair stats[stages][step_tokens + 2]; /* from an even one on */
+    alignas(1024) unsigned char q[stages][step_query_bytes];
+    alignas(1024) unsigned char d_out[stages][step_query_bytes];
+    alignas(16) stats_pair stats[stages][step_queries<D>];
     uint64_t keys_full, full[stages], empty[stages];
     int32_t first_query[stages]; /* or NO_MORE */
-    int32_t first_stats[stages]; /* 0 or 1: where in stats the first query's are */
     column_work work;
     bool exists;
 };
@@ -46,56 +49,73 @@ struct keys_view {
     bool causal;
 };
 
-/* The producer: one warp. */
+template <int D, int halves>
+__device__ __forceinline__ keys_view view_of(const hpa_geometry &g,
+                                             const keys_shared<D, halves> &shared)
+{
+    const key_column &column = shared.work.column;
+    const hpa_sequence &s = column.sequence;
+    return {(int32_t)(column.key_block * g.block_k), (int32_t)(s.kv_length - s.q_length),
+            (int32_t)s.q_length, g.causal};
+}
 
-template <int D, int halves> struct keys_producer {
+/* The producer: one warp, whose lanes read the list and of which one fetches. */
+
+template <int D, int halves> struct query_walk_sm90 {
     keys_shared<D, halves> &shared;
+    const CUtensorMap *q_map, *d_out_map;
     stage_ring<keys_shared<D, halves>::stages> at;
+    const stats_pair *stats; /* of query 0 of the head under way */
+    int first_token, head, batch;
 };
 
-/* One lane: the step's queries, or with first < 0 word that there are no more. */
 template <int D, int halves>
-__device__ __forceinline__ void push_step(keys_producer<D, halves> &p, const sm90_arguments &x,
-                                          const CUtensorMap *q_map, const CUtensorMap *d_out_map,
-                                          int64_t head, int32_t first)
+__device__ __forceinline__ void start_head(query_walk_sm90<D, halves> &walk,
+                                           const sm90_arguments &x, int64_t head)
 {
-    using shape = keys_shared<D, halves>;
-    auto &shared = p.shared;
-    const int stage = p.at.stage;
+    walk.stats = x.stats + slot_of_query(x.geometry, walk.shared.work.column.sequence, head, 0);
+    walk.head = (int)head;
+}
+
+/* The step's queries. */
+template <int D, int halves>
+__device__ __forceinline__ void push_step(query_walk_sm90<D, halves> &walk, int32_t first)
+{
+    auto &shared = walk.shared;
+    const int stage = walk.at.stage;
     uint64_t *full = &shared.full[stage];
-    barrier_wait(&shared.empty[stage], p.at.phase ^ 1);
+    barrier_wait(&shared.empty[stage], walk.at.phase ^ 1);
     shared.first_query[stage] = first;
-    if (first < 0) {
-        barrier_arrive(full);
-    } else {
-        const hpa_sequence &s = shared.work.column.sequence;
-        const int64_t flat = flat_query(x.geometry, s, head, first);
-        shared.first_stats[stage] = (int32_t)(flat % 2);
-        barrier_arrive_expect(full, 2 * step_bytes<D> + sizeof(shared.stats[0]));
-        const int batch = x.geometry.packed ? 0 : (int)s.batch;
-        for (int panel = 0; panel < D / HPA_TMA_COLUMNS; panel++) {
-            const int offset = panel * step_tokens * 128, column = panel * HPA_TMA_COLUMNS;
-            tma_load(shared.q[stage] + offset, q_map, full, column, (int)s.q_start + first,
-                     (int)head, batch);
-            tma_load(shared.d_out[stage] + offset, d_out_map, full, column, (int)s.q_start + first,
-                     (int)head, batch);
-        }
-        bulk_load(shared.stats[stage], x.stats + flat - flat % 2, sizeof(shared.stats[0]), full);
-    }
-    p.at.advance();
+    barrier_arrive_expect(full, 2 * step_query_bytes + sizeof(shared.stats[0]));
+    tma_load_rows(shared.q[stage], walk.q_map, full, walk.first_token + first, walk.head,
+                  walk.batch);
+    tma_load_rows(shared.d_out[stage], walk.d_out_map, full, walk.first_token + first, walk.head,
+                  walk.batch);
+    bulk_load(shared.stats[stage], walk.stats + first, sizeof(shared.stats[0]), full);
+    walk.at.advance();
+}
+
+/* Word that there are no more. */
+template <int D, int halves>
+__device__ __forceinline__ void push_end(query_walk_sm90<D, halves> &walk, int32_t word)
+{
+    auto &shared = walk.shared;
+    barrier_wait(&shared.empty[walk.at.stage], walk.at.phase ^ 1);
+    shared.first_query[walk.at.stage] = word;
+    barrier_arrive(&shared.full[walk.at.stage]);
+    walk.at.advance();
 }
 
 /* The steps of one query block: those with a pair to count. */
 template <int D, int halves>
-__device__ __forceinline__ void push_block(keys_producer<D, halves> &p, const sm90_arguments &x,
-                                           const CUtensorMap *q_map, const CUtensorMap *d_out_map,
-                                           const keys_view &view, int64_t head, int32_t block)
+__device__ __forceinline__ void push_block(query_walk_sm90<D, halves> &walk, int32_t block_q,
+                                           const keys_view &view, int32_t block)
 {
-    const int32_t begin = block * (int32_t)x.geometry.block_q;
-    const int32_t end = min(begin + (int32_t)x.geometry.block_q, view.queries);
-    for (int32_t first = begin; first < end; first += step_tokens)
-        if (!view.causal || first + step_tokens - 1 + view.position >= view.first_key)
-            push_step(p, x, q_map, d_out_map, head, first);
+    const int32_t begin = block * block_q, end = min(begin + block_q, view.queries);
+#pragma unroll 1
+    for (int32_t first = begin; first < end; first += step_queries<D>)
+        if (!view.causal || first + step_queries<D> - 1 + view.position >= view.first_key)
+            push_step(walk, first);
 }
 
 template <int D, int halves>
@@ -109,13 +129,8 @@ __device__ void fetch_key_block(const sm90_arguments &x, keys_shared<D, halves> 
     for (int half = 0; half < halves; half++) {
         const int key = (int)(column.sequence.kv_start + column.key_block * x.geometry.block_k) +
                         half * GROUP_ROWS;
-        for (int panel = 0; panel < D / HPA_TMA_COLUMNS; panel++) {
-            const int offset = panel * GROUP_ROWS * 128, from = panel * HPA_TMA_COLUMNS;
-            tma_load(shared.k[half] + offset, k_map, &shared.keys_full, from, key,
-                     (int)column.kv_head, batch);
-            tma_load(shared.v[half] + offset, v_map, &shared.keys_full, from, key,
-                     (int)column.kv_head, batch);
-        }
+        tma_load_rows(shared.k[half], k_map, &shared.keys_full, key, (int)column.kv_head, batch);
+        tma_load_rows(shared.v[half], v_map, &shared.keys_full, key, (int)column.kv_head, batch);
     }
 }
 
@@ -127,31 +142,36 @@ __device__ void produce_queries(const sm90_arguments &x, keys_shared<D, halves> 
 {
     const hpa_geometry &g = x.geometry;
     const column_work &work = shared.work;
-    const int lane = (int)threadIdx.x % 32;
-    keys_producer<D, halves> producer = {shared, {}};
+    const hpa_sequence &s = work.column.sequence;
+    const int lane = (int)threadIdx.x % 32, query_blocks = (int)s.query_blocks;
+    const int64_t first_head = work.column.kv_head * g.group;
+    query_walk_sm90<D, halves> walk = {
+        shared, q_map, d_out_map, {}, nullptr, (int)s.q_start, 0, g.packed ? 0 : (int)s.batch};
     int64_t skip = work.begin, left = work.end - work.begin;
-    for (int64_t head = work.column.kv_head * g.group; left > 0 && head < (work.column.kv_head + 1) * g.group;
-         head++) {
+    for (int64_t head = first_head; left > 0 && head < first_head + g.group; head++) {
         const column_list list = list_of(g, x.mask, work.column, head);
-        const int64_t skipped = hpa_min(skip, list.end - list.begin);
-        skip -= skipped;
-        const int64_t begin = list.begin + skipped, end = hpa_min(list.end, begin + left);
+        const int64_t begin = hpa_min(list.end, list.begin + skip);
+        const int64_t end = hpa_min(list.end, begin + left);
+        skip -= begin - list.begin;
         left -= end - begin;
+        start_head(walk, x, head);
+#pragma unroll 1
         for (int64_t at = begin; at < end; at += 32) {
             const int32_t mine = at + lane < end ? x.mask.column_rows[at + lane] : -1;
             const int count = (int)hpa_min(32, end - at);
+#pragma unroll 1
             for (int n = 0; n < count; n++) {
                 const int32_t block = __shfl_sync(0xffffffffu, mine, n);
-                if (lane == 0 && block >= 0 && block < work.column.sequence.query_blocks)
-                    push_block(producer, x, q_map, d_out_map, view, head, block);
+                if (lane == 0 && block >= 0 && block < query_blocks)
+                    push_block(walk, (int32_t)g.block_q, view, block);
                 __syncwarp();
             }
         }
     }
     if (lane == 0) {
-        push_step(producer, x, q_map, d_out_map, 0, NO_MORE);
+        push_end(walk, NO_MORE);
         if (halves == 1) /* the other warpgroup waits for the stage after it */
-            push_step(producer, x, q_map, d_out_map, 0, NO_MORE_EITHER);
+            push_end(walk, NO_MORE_EITHER);
     }
 }
 
@@ -162,19 +182,25 @@ template <int D> struct key_sums {
     bool not_finite;            /* a step with hidden pairs had such a value */
 };
 
+/* Stats of the thread's two queries of each 8: lse, delta, lse, delta. */
+__device__ __forceinline__ float4 stats_of_pair(const stats_pair *stats, int eight)
+{
+    return *reinterpret_cast<const float4 *>(stats + 8 * eight + threadIdx.x % 4 * 2);
+}
+
 /* p = exp(scale s - lse) in place of s. stats: of the step's queries. */
 template <int n>
 __device__ __forceinline__ void weigh_queries(float (&s)[n], const stats_pair *stats,
                                               float scale_log2)
 {
 #pragma unroll
-    for (int c = 0; c < n / 4; c++)
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            const float lse = stats[8 * c + threadIdx.x % 4 * 2 + i].lse;
-            s[4 * c + i] = weight_of(s[4 * c + i], scale_log2, lse);
-            s[4 * c + 2 + i] = weight_of(s[4 * c + 2 + i], scale_log2, lse);
-        }
+    for (int c = 0; c < n / 4; c++) {
+        const float4 pair = stats_of_pair(stats, c);
+        s[4 * c] = weight_of(s[4 * c], scale_log2, pair.x);
+        s[4 * c + 1] = weight_of(s[4 * c + 1], scale_log2, pair.z);
+        s[4 * c + 2] = weight_of(s[4 * c + 2], scale_log2, pair.x);
+        s[4 * c + 3] = weight_of(s[4 * c + 3], scale_log2, pair.z);
+    }
 }
 
 /* ds = p (dp - delta) in place of dp. */
@@ -183,13 +209,13 @@ __device__ __forceinline__ void differentiate_queries(float (&dp)[n], const floa
                                                       const stats_pair *stats)
 {
 #pragma unroll
-    for (int c = 0; c < n / 4; c++)
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            const float delta = stats[8 * c + threadIdx.x % 4 * 2 + i].delta;
-            dp[4 * c + i] = p[4 * c + i] * (dp[4 * c + i] - delta);
-            dp[4 * c + 2 + i] = p[4 * c + 2 + i] * (dp[4 * c + 2 + i] - delta);
-        }
+    for (int c = 0; c < n / 4; c++) {
+        const float4 pair = stats_of_pair(stats, c);
+        dp[4 * c] = p[4 * c] * (dp[4 * c] - pair.y);
+        dp[4 * c + 1] = p[4 * c + 1] * (dp[4 * c + 1] - pair.w);
+        dp[4 * c + 2] = p[4 * c + 2] * (dp[4 * c + 2] - pair.y);
+        dp[4 * c + 3] = p[4 * c + 3] * (dp[4 * c + 3] - pair.w);
+    }
 }
 
 /* p and ds become 0 where the query does not see the key. */
@@ -207,16 +233,22 @@ __device__ __forceinline__ void hide_queries_of_step(float (&p)[n], float (&ds)[
     }
 }
 
-/* One stage: 64 keys with 64 queries. */
+/* First queries of the steps in which every pair of the warpgroup counts. */
+struct whole_steps {
+    int32_t begin, last;
+};
+
+/* One stage: 64 keys with step_queries queries. */
 template <typename T, int D, int halves>
 __device__ __forceinline__ void add_step(const sm90_arguments &x, keys_shared<D, halves> &shared,
                                          int stage, key_sums<D> &sums, uint32_t k, uint32_t v,
-                                         const keys_view &view, int32_t group_key, int group)
+                                         const whole_steps &whole, int group)
 {
     const int32_t first_query = shared.first_query[stage];
-    const stats_pair *stats = shared.stats[stage] + shared.first_stats[stage];
-    const uint32_t q = shared_address(shared.q[stage]), d_out = shared_address(shared.d_out[stage]);
-    float p[step_tokens / 2], ds[step_tokens / 2];
+    const stats_pair *stats = shared.stats[stage];
+    const uint32_t q = uniform(shared_address(shared.q[stage]));
+    const uint32_t d_out = uniform(shared_address(shared.d_out[stage]));
+    float p[step_queries<D> / 2], ds[step_queries<D> / 2];
     await_turn(group);
     wgmma_fence();
     multiply_abt<T, D>(p, k, q);
@@ -227,18 +259,19 @@ __device__ __forceinline__ void add_step(const sm90_arguments &x, keys_shared<D,
     wgmma_wait<1>();
     wgmma_hold(p);
     weigh_queries(p, stats, x.scale_log2);
-    wgmma_hold(p); /* now, while the products of dp are under way */
+    settle_weights(p);
     wgmma_wait<0>();
     wgmma_hold(ds);
     differentiate_queries(ds, p, stats);
-    if (first_query + step_tokens > view.queries ||
-        (view.causal && first_query + view.position < group_key + GROUP_ROWS - 1)) {
+    if (first_query < whole.begin || first_query > whole.last) {
+        const keys_view view = view_of(x.geometry, shared);
         const int32_t row = (int)threadIdx.x % 128 / 32 * 16 + (int)threadIdx.x % 32 / 4;
-        hide_queries_of_step(p, ds, view, group_key + row, first_query);
-        sums.not_finite |= group_share_is_not_finite<T>(shared.q[stage], step_bytes<D>) ||
-                           group_share_is_not_finite<T>(shared.d_out[stage], step_bytes<D>);
+        hide_queries_of_step(p, ds, view, view.first_key + (halves - 1) * group * GROUP_ROWS + row,
+                             first_query);
+        sums.not_finite |= group_share_is_not_finite<T>(shared.q[stage], step_query_bytes) ||
+                           group_share_is_not_finite<T>(shared.d_out[stage], step_query_bytes);
     }
-    uint32_t left_p[step_tokens / 16][4], left_ds[step_tokens / 16][4];
+    uint32_t left_p[step_queries<D> / 16][4], left_ds[step_queries<D> / 16][4];
     pack_sums<T>(left_p, p);
     pack_sums<T>(left_ds, ds);
     await_turn(group);
@@ -305,8 +338,11 @@ __device__ void consume_queries(const sm90_arguments &x, keys_shared<D, halves> 
 {
     const int group = (int)threadIdx.x / 128 - 1;
     const int half = halves == 1 ? 0 : group;
-    const uint32_t k = shared_address(shared.k[half]), v = shared_address(shared.v[half]);
-    const int32_t group_key = view.first_key + half * GROUP_ROWS;
+    const uint32_t k = uniform(shared_address(shared.k[half]));
+    const uint32_t v = uniform(shared_address(shared.v[half]));
+    const int32_t last_key = view.first_key + half * GROUP_ROWS + GROUP_ROWS - 1;
+    const whole_steps whole = {view.causal ? last_key - view.position : 0,
+                               view.queries - step_queries<D>};
     stage_ring<keys_shared<D, halves>::stages> at;
     key_sums<D> sums;
 #pragma unroll
@@ -322,7 +358,7 @@ __device__ void consume_queries(const sm90_arguments &x, keys_shared<D, halves> 
         barrier_wait(&shared.full[at.stage], at.phase);
         if (shared.first_query[at.stage] < 0)
             break;
-        add_step<T, D, halves>(x, shared, at.stage, sums, k, v, view, group_key, group);
+        add_step<T, D, halves>(x, shared, at.stage, sums, k, v, whole, group);
     }
     if (halves == 1 && group == 1 && shared.first_query[at.stage] == NO_MORE)
         for (int turn = 0; turn < 2; turn++) { /* group 0 has one step more */
@@ -351,10 +387,10 @@ __global__ void __launch_bounds__(keys_threads, 1)
                               const __grid_constant__ CUtensorMap v_map)
 {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-    extern __shared__ unsigned char raw[];
-    auto &shared = *reinterpret_cast<keys_shared<D, halves> *>(
-        (reinterpret_cast<uintptr_t>(raw) + 1023) / 1024 * 1024);
+    extern __shared__ __align__(1024) unsigned char raw[];
+    auto &shared = *reinterpret_cast<keys_shared<D, halves> *>(raw);
     if (threadIdx.x == 0) {
+        require_panel_alignment(raw);
         shared.exists = find_column_work(x.geometry, x.mask, x.plan, work_index(), &shared.work);
         barrier_init(&shared.keys_full, 1);
         for (int stage = 0; stage < shared.stages; stage++) {
@@ -369,11 +405,7 @@ __global__ void __launch_bounds__(keys_threads, 1)
             x.keys_left[work_index()] = 0;
         return;
     }
-    const key_column &column = shared.work.column;
-    const hpa_sequence &s = column.sequence;
-    const keys_view view = {(int32_t)(column.key_block * x.geometry.block_k),
-                            (int32_t)(s.kv_length - s.q_length), (int32_t)s.q_length,
-                            x.geometry.causal};
+    const keys_view view = view_of(x.geometry, shared);
     if (threadIdx.x < 128) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
         if (threadIdx.x == 0)

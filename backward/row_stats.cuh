@@ -2,7 +2,7 @@
  *
  *     delta_i = sum_d O_id dO_id - dLSE_i        and lse_i
  *
- * side by side in scratch, [heads_q][all queries of the batch]. */
+ * side by side in scratch, [heads_q][row_slots][block_q] (slot_of_query). */
 #ifndef HPA_BACKWARD_ROW_STATS_CUH
 #define HPA_BACKWARD_ROW_STATS_CUH
 
@@ -27,31 +27,18 @@ struct row_stats_arguments {
     int lanes;         /* that share a row: a power of 2 */
 };
 
-/* Where a query counted over the whole batch lies: (batch, token), sequences not mattering. */
-__device__ __forceinline__ int64_t row_offset(const hpa_geometry &g, const tensor_rows &rows,
-                                              int64_t head, int64_t query)
-{
-    if (g.packed || g.batch == 1)
-        return hpa_offset(&rows.strides, 0, head, query, 0);
-    return hpa_offset(&rows.strides, query / g.seq_q, head, 0, query % g.seq_q);
-}
-
 /* o . dO, this lane's share: every `lanes`-th piece of `width` elements, read in one access. */
 template <typename T, int width>
-__device__ __forceinline__ sum_of<T> share_of_product(const row_stats_arguments &x, int64_t head,
-                                                      int64_t query, int lanes)
+__device__ __forceinline__ sum_of<T> share_of_product(const T *o, const T *d_o, int64_t head_dim,
+                                                      int lanes)
 {
     struct alignas(width * sizeof(T)) piece {
         T element[width];
     };
-    const hpa_geometry &g = x.geometry;
-    const auto *o = reinterpret_cast<const piece *>(static_cast<const T *>(x.out.data) +
-                                                    row_offset(g, x.out, head, query));
-    const auto *d_o = reinterpret_cast<const piece *>(static_cast<const T *>(x.d_out.data) +
-                                                      row_offset(g, x.d_out, head, query));
     sum_of<T> sum = 0;
-    for (int d = (int)threadIdx.x % lanes; d < g.head_dim / width; d += lanes) {
-        const piece a = o[d], b = d_o[d];
+    for (int d = (int)threadIdx.x % lanes; d < head_dim / width; d += lanes) {
+        const piece a = reinterpret_cast<const piece *>(o)[d];
+        const piece b = reinterpret_cast<const piece *>(d_o)[d];
 #pragma unroll
         for (int n = 0; n < width; n++)
             sum += to_sum(a.element[n]) * to_sum(b.element[n]);
@@ -60,47 +47,64 @@ __device__ __forceinline__ sum_of<T> share_of_product(const row_stats_arguments 
 }
 
 template <typename T>
-__device__ __forceinline__ void write_stats(const row_stats_arguments &x, int64_t head,
-                                            int64_t query, sum_of<T> delta)
+__device__ __forceinline__ void write_stats(const row_stats_arguments &x, const hpa_sequence &s,
+                                            int64_t head, int64_t query, sum_of<T> delta)
 {
     using sum_type = sum_of<T>;
-    const hpa_geometry &g = x.geometry;
     if (x.d_lse.data)
-        delta -= static_cast<const sum_type *>(x.d_lse.data)[row_offset(g, x.d_lse, head, query)];
-    const sum_type lse =
-        static_cast<const sum_type *>(x.lse.data)[row_offset(g, x.lse, head, query)];
-    static_cast<row_stats<sum_type> *>(x.stats)[head * g.total_q + query] = {
+        delta -= *row_at<const sum_type>(x.d_lse, s.batch, head, s.q_start, query);
+    const sum_type lse = *row_at<const sum_type>(x.lse, s.batch, head, s.q_start, query);
+    static_cast<row_stats<sum_type> *>(x.stats)[slot_of_query(x.geometry, s, head, query)] = {
         lse == -(sum_type)INFINITY ? (sum_type)INFINITY : lse * (sum_type)x.lse_factor, delta};
 }
 
-/* A group of lanes has ROWS_IN_FLIGHT queries, block_rows apart, so that their loads overlap. */
+/* Queries that some lanes take at once, so that their loads overlap. */
 #define ROWS_IN_FLIGHT 4
 
+/* The queries `first`, first + step, ... of a query block that ends before `end`. */
+template <typename T, int width>
+__device__ __forceinline__ void find_stats(const row_stats_arguments &x, const hpa_sequence &s,
+                                           int64_t head, int64_t first, int step, int64_t end)
+{
+    sum_of<T> delta[ROWS_IN_FLIGHT];
+#pragma unroll
+    for (int n = 0; n < ROWS_IN_FLIGHT; n++) {
+        const int64_t query = first + n * step;
+        delta[n] = 0;
+        if (query < end)
+            delta[n] = share_of_product<T, width>(
+                row_at<const T>(x.out, s.batch, head, s.q_start, query),
+                row_at<const T>(x.d_out, s.batch, head, s.q_start, query), x.geometry.head_dim,
+                x.lanes);
+    }
+#pragma unroll
+    for (int n = 0; n < ROWS_IN_FLIGHT; n++) {
+        const int64_t query = first + n * step;
+        for (int lanes = x.lanes / 2; lanes > 0; lanes /= 2)
+            delta[n] += __shfl_xor_sync(0xffffffffu, delta[n], lanes);
+        if (query < end && threadIdx.x % x.lanes == 0)
+            write_stats<T>(x, s, head, query, delta[n]);
+    }
+}
+
+/* A block of threads has a query block, in one head after another. */
 template <typename T, int width>
 __global__ void __launch_bounds__(128)
     row_stats_kernel(const __grid_constant__ row_stats_arguments x)
 {
     const hpa_geometry &g = x.geometry;
-    const int lanes = x.lanes, rows = 128 / lanes;
-    const int64_t first =
-        (int64_t)blockIdx.x * rows * ROWS_IN_FLIGHT + (int64_t)threadIdx.x / lanes;
-    const int64_t end = g.packed ? hpa_min(x.mask.cu_seqlens_q[g.batch], g.total_q) : g.total_q;
-    for (int64_t head = blockIdx.y; head < g.heads_q; head += gridDim.y) {
-        sum_of<T> delta[ROWS_IN_FLIGHT];
-#pragma unroll
-        for (int n = 0; n < ROWS_IN_FLIGHT; n++) {
-            const int64_t query = first + n * rows;
-            delta[n] = query < end ? share_of_product<T, width>(x, head, query, lanes) : 0;
-        }
-#pragma unroll
-        for (int n = 0; n < ROWS_IN_FLIGHT; n++) {
-            for (int step = lanes / 2; step > 0; step /= 2)
-                delta[n] += __shfl_xor_sync(0xffffffffu, delta[n], step);
-            const int64_t query = first + n * rows;
-            if (query < end && threadIdx.x % lanes == 0)
-                write_stats<T>(x, head, query, delta[n]);
-        }
-    }
+    const int64_t slot = blockIdx.x;
+    const int64_t batch = hpa_batch_of_row(&g, x.mask.cu_seqlens_q, slot * g.mask_heads);
+    const hpa_sequence s = sequence_of(g, x.mask, batch);
+    const int64_t block = slot - s.row_start;
+    if (block < 0 || block >= s.query_blocks)
+        return;
+    const int64_t begin = hpa_block_begin(block, g.block_q);
+    const int64_t end = hpa_block_end(block, g.block_q, s.q_length);
+    const int step = 128 / x.lanes;
+    for (int64_t head = blockIdx.y; head < g.heads_q; head += gridDim.y)
+        for (int64_t first = begin; first < end; first += ROWS_IN_FLIGHT * step)
+            find_stats<T, width>(x, s, head, first + (int)threadIdx.x / x.lanes, step, end);
 }
 
 template <typename T, int width>
@@ -120,10 +124,9 @@ hpa_status launch_row_stats(const hpa_geometry &g, const hpa_mask &mask, const h
                                    stats,
                                    lse_factor,
                                    lanes};
-    const int64_t blocks = hpa_ceil_div(g.total_q, 128 / lanes * ROWS_IN_FLIGHT);
     return hpa_cuda_launch("backward_row_stats", row_stats_kernel<T, width>,
-                           dim3((unsigned)blocks, (unsigned)hpa_min(g.heads_q, 65535)), dim3(128),
-                           0, stream, x);
+                           dim3((unsigned)g.row_slots, (unsigned)hpa_min(g.heads_q, 65535)),
+                           dim3(128), 0, stream, x);
 }
 
 } // namespace

@@ -10,18 +10,15 @@ namespace
 
 using stats_pair = row_stats<float>;
 
-/* The copy engine reads stats in whole tiles that begin at even ones: beyond the last of them, too. */
-#define STATS_PADDING 144
-
 struct backward_scratch {
-    stats_pair *stats; /* [heads_q][total_q] */
+    stats_pair *stats; /* [heads_q][row_slots][block_q] */
     column_plan columns;
 };
 
 static inline backward_scratch take_scratch(const hpa_geometry *g, hpa_arena *arena)
 {
     backward_scratch scratch;
-    scratch.stats = HPA_ARENA_ARRAY(arena, stats_pair, g->heads_q * g->total_q + STATS_PADDING);
+    scratch.stats = HPA_ARENA_ARRAY(arena, stats_pair, query_slots_of(g));
     scratch.columns = column_plan_of(g, sizeof(float), arena);
     return scratch;
 }

@@ -8,16 +8,13 @@
 namespace
 {
 
-/* Tokens of the other side that one step multiplies with the 64 of a warpgroup. */
-inline constexpr int step_tokens = 64;
-template <int D> inline constexpr int step_bytes = step_tokens * D * 2;
 
 struct sm90_arguments {
     hpa_geometry geometry;
     hpa_mask mask;
     column_plan plan;
     tensor_rows q, k, v, d_out, dq, dk, dv;
-    const stats_pair *stats; /* [heads_q][total_q], and as many more as STATS_PADDING */
+    const stats_pair *stats; /* [heads_q][row_slots][block_q] */
     uint8_t *queries_left;   /* [query_tiles]: 1 where a tile is left to the other kernels */
     uint8_t *keys_left;      /* [most_pieces + columns] likewise */
     int64_t query_tiles;
@@ -30,6 +27,19 @@ struct sm90_arguments {
 __device__ __forceinline__ float weight_of(float score, float scale_log2, float lse)
 {
     return exp2_fast(fmaf(score, scale_log2, -lse));
+}
+
+/* Has the weights made before what comes next. The compiler would rather wait for all products under
+ * way and only then weigh the first of them; a branch that hangs on every weight, and that no weight
+ * takes, being no negative number, keeps it from that. */
+template <int n> __device__ __forceinline__ void settle_weights(const float (&weights)[n])
+{
+    uint32_t bits = 0;
+#pragma unroll
+    for (int i = 0; i < n; i++)
+        bits |= __float_as_uint(weights[i]);
+    if (bits == 0xffffffffu)
+        __nanosleep(0);
 }
 
 /* factor * sums[64, D] of a warpgroup, rounded, to the first `rows` of the rows at `to`. */

@@ -438,6 +438,8 @@ __device__ __forceinline__ bool share_is_not_finite(const forward_arguments &x,
 {
     using pair = typename pair_of<T>::type;
     const int row = threadIdx.x % 128, first = key_of_box[row >> x.block_k_log2];
+    if (first < 0 || first + (row & (x.block_k - 1)) >= keys)
+        return false; /* and not read, as the other warpgroup may be clearing it */
     const pair zero(T(0.f), T(0.f));
     pair sums[4] = {zero, zero, zero, zero};
 #pragma unroll
@@ -450,8 +452,7 @@ __device__ __forceinline__ bool share_is_not_finite(const forward_arguments &x,
             sums[i] = __hfma2(*reinterpret_cast<const pair *>(&words[i]), zero, sums[i]);
     }
     const pair sum = __hadd2(__hadd2(sums[0], sums[1]), __hadd2(sums[2], sums[3]));
-    const bool exists = first >= 0 && first + (row & (x.block_k - 1)) < keys;
-    return exists && (__hisnan(sum.x) || __hisnan(sum.y));
+    return __hisnan(sum.x) || __hisnan(sum.y);
 }
 
 /* One row by one warp, from global memory, key by key: a weight of 0 in a product of tiles does not
@@ -757,11 +758,12 @@ __global__ void __launch_bounds__(threads, 1)
                         const __grid_constant__ CUtensorMap v_map)
 {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-    extern __shared__ unsigned char raw[];
-    auto &shared = *reinterpret_cast<shared_memory<head_dim> *>(
-        (reinterpret_cast<uintptr_t>(raw) + 1023) / 1024 * 1024);
-    if (threadIdx.x == 0)
+    extern __shared__ __align__(1024) unsigned char raw[];
+    auto &shared = *reinterpret_cast<shared_memory<head_dim> *>(raw);
+    if (threadIdx.x == 0) {
+        require_panel_alignment(raw);
         init_all_barriers<head_dim>(shared);
+    }
     __syncthreads();
     if (threadIdx.x < 128) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
@@ -827,7 +829,7 @@ hpa_status launch_forward_sm90(const hpa_plan *plan, const void *mask, const hpa
     return hpa_cuda_leave(
         before, hpa_cuda_launch(name, forward_sm90_kernel<T, head_dim>,
                                 dim3((unsigned)hpa_min(x.tiles, plan->cuda.multiprocessors)),
-                                dim3(threads), sizeof(shared_memory<head_dim>) + 1024,
+                                dim3(threads), sizeof(shared_memory<head_dim>),
                                 hpa_cuda_stream(exec), x, q_map, k_map, v_map));
 }
 

@@ -103,6 +103,23 @@ static void append_blocks(case_list *list)
         }
 }
 
+/* What the kernels for tensor cores ask for: wide blocks of queries and whole head sizes. */
+static void append_tiles(case_list *list)
+{
+    static const int32_t block_k[] = {16, 32, 64, 128};
+    for (int n = 0; n < 12; n++) {
+        hpa_desc d = small_desc(2, 1, 139, 157 + n);
+        d.head_dim = n % 2 ? 128 : 64;
+        d.block_q = n / 2 % 2 ? 256 : 128;
+        d.block_k = block_k[(n + n / 4) % 4];
+        d.causal = n % 3 != 2;
+        d.share_heads = n % 5 == 4;
+        append(list, &d, "head_dim %d, block_q %d, block_k %d", (int)d.head_dim, d.block_q,
+               d.block_k)
+            ->layout = (test_layout)(n % TEST_LAYOUTS);
+    }
+}
+
 static void append_knobs(case_list *list)
 {
     static const struct {
@@ -175,6 +192,25 @@ static void append_packed_case(case_list *list, const char *name, const int32_t 
     }
 }
 
+static const int32_t packed_tiles[] = {0, 0, 1, 131, 131, 260, 389};
+
+static void append_packed_tiles(case_list *list)
+{
+    for (int n = 0; n < 4; n++) {
+        hpa_desc d = small_desc(2, 1, 130, 130);
+        d.packed = true;
+        d.batch = 6;
+        d.head_dim = n % 2 ? 64 : 128;
+        d.block_q = 128;
+        d.block_k = n / 2 ? 128 : 64;
+        d.total_q = d.total_kv = packed_tiles[6] + 3;
+        test_case *c = append(list, &d, "packed: head_dim %d, block_q 128, block_k %d",
+                              (int)d.head_dim, d.block_k);
+        c->layout = (test_layout)n;
+        c->cu_q = c->cu_kv = packed_tiles;
+    }
+}
+
 static void append_packed(case_list *list)
 {
     append_packed_case(list, "empty and one-token sequences", packed_same, packed_same, 8, 0);
@@ -189,8 +225,10 @@ static void append_all(case_list *list)
     append_heads(list);
     append_layouts(list);
     append_blocks(list);
+    append_tiles(list);
     append_knobs(list);
     append_packed(list);
+    append_packed_tiles(list);
 }
 
 int test_case_count(void)
@@ -223,7 +261,8 @@ test_case test_few_case_at(int index)
 
 int test_dtype_count(int case_index)
 {
-    return case_index % 3 == 0 ? 4 : 2;
+    const test_case c = test_case_at(case_index);
+    return case_index % 3 == 0 || c.desc.block_q >= 128 ? 4 : 2;
 }
 
 void test_problem_of_case(test_problem *p, const test_case *c, hpa_dtype dtype, test_values values)
@@ -281,6 +320,11 @@ hpa_desc test_medium_desc(hpa_dtype dtype)
     d.head_dim = 64;
     d.rep_tokens = 4;
     d.leaf_tokens = 16;
+    if (d.device == HPA_CUDA &&
+        (dtype == HPA_F16 || dtype == HPA_BF16)) { /* what the kernels for Hopper serve */
+        d.block_q = 128;
+        d.block_k = 64;
+    }
     return d;
 }
 

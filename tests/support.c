@@ -72,6 +72,13 @@ bool test_rounds_factors(hpa_dtype dtype)
     return on_device() && (dtype == HPA_F16 || dtype == HPA_BF16);
 }
 
+bool test_is_unchanged(hpa_dtype dtype, double now, double before)
+{
+    if (!test_rounds_factors(dtype))
+        return now == before || (isnan(now) && isnan(before));
+    return now == before || fabs(now - before) <= 0.02 * fabs(before) + 0.002;
+}
+
 hpa_desc test_reference_desc(const hpa_desc *desc)
 {
     hpa_desc reference = *desc;

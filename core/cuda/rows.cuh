@@ -53,12 +53,17 @@ __device__ __forceinline__ hpa_sequence sequence_of(const hpa_geometry &g, const
     return s;
 }
 
-/* Where a row of (head, token) lies in an array [heads_q][all queries of the batch]. */
-__device__ __forceinline__ int64_t flat_query(const hpa_geometry &g, const hpa_sequence &s,
-                                              int64_t head, int64_t query)
+/* Where (head, query) lies in an array [heads_q][row_slots][block_q]: each sequence begins at a slot
+ * of its own, and so do all query blocks, wherever the lengths put them in the tensors. */
+__device__ __forceinline__ int64_t slot_of_query(const hpa_geometry &g, const hpa_sequence &s,
+                                                 int64_t head, int64_t query)
 {
-    const int64_t first = g.packed ? s.q_start : s.batch * g.seq_q;
-    return head * g.total_q + first + query;
+    return (head * g.row_slots + s.row_start) * g.block_q + query;
+}
+
+static inline int64_t query_slots_of(const hpa_geometry *g)
+{
+    return g->heads_q * g->row_slots * g->block_q;
 }
 
 /* Some consecutive queries of one head and one query block. */

@@ -1,8 +1,9 @@
 /* The bulk tensor copy engine of sm_90 and the barriers that it completes on.
  *
  * A tensor map describes a whole q, k or v in global memory; a box of it (64 head-dim columns by some
- * tokens) is fetched by one instruction into shared memory, rows of 128 bytes in the 128-byte swizzle
- * that wgmma reads. Boxes must start at multiples of 1024 bytes of shared memory. */
+ * tokens, or all columns as panels of 64, one after another) is fetched by one instruction into shared
+ * memory, rows of 128 bytes in the 128-byte swizzle that wgmma reads. Boxes must start at multiples of
+ * 1024 bytes of shared memory. */
 #ifndef HPA_CORE_CUDA_TMA_CUH
 #define HPA_CORE_CUDA_TMA_CUH
 
@@ -31,6 +32,15 @@ __device__ __forceinline__ void barrier_init_fence()
 __device__ __forceinline__ void barrier_arrive(uint64_t *barrier)
 {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier))
+                 : "memory");
+}
+
+/* Makes the phase wait for that many bytes of copies. */
+__device__ __forceinline__ void barrier_expect(uint64_t *barrier, uint32_t bytes)
+{
+    asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(
+                     shared_address(barrier)),
+                 "r"(bytes)
                  : "memory");
 }
 
@@ -72,6 +82,17 @@ __device__ __forceinline__ void tma_load(void *shared, const CUtensorMap *map, u
                  "[%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(shared_address(shared)),
                  "l"(map), "r"(shared_address(barrier)), "r"(column), "r"(token), "r"(head),
                  "r"(batch)
+                 : "memory");
+}
+
+/* Fetches whole rows from a map of rows: its box begins at (token, head, batch). */
+__device__ __forceinline__ void tma_load_rows(void *shared, const CUtensorMap *map,
+                                              uint64_t *barrier, int32_t token, int32_t head,
+                                              int32_t batch)
+{
+    asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%3, %4, %3, %5, %6}], [%2];" ::"r"(shared_address(shared)),
+                 "l"(map), "r"(shared_address(barrier)), "r"(0), "r"(token), "r"(head), "r"(batch)
                  : "memory");
 }
 

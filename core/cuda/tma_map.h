@@ -21,4 +21,8 @@ static inline bool hpa_tma_can_copy(const hpa_tensor *tensor)
 hpa_status hpa_tma_map_of(CUtensorMap *map, const char *name, const hpa_tensor *tensor, bool packed,
                           uint32_t box_tokens);
 
+/* The same for tma_load_rows: boxes of all columns, head_dim a multiple of 64. */
+hpa_status hpa_tma_rows_map_of(CUtensorMap *map, const char *name, const hpa_tensor *tensor,
+                               bool packed, uint32_t box_tokens);
+
 #endif

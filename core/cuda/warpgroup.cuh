@@ -12,6 +12,13 @@
 
 #define GROUP_ROWS 64 /* of a warpgroup's products */
 
+/* Panels are laid out for shared memory that begins at a multiple of 1024 bytes, as declared. */
+__device__ __forceinline__ void require_panel_alignment(const void *shared)
+{
+    if (shared_address(shared) % 1024 != 0)
+        __trap();
+}
+
 /* Position in a ring of stages. */
 template <int stages> struct stage_ring {
     int stage = 0;
@@ -56,6 +63,13 @@ __device__ __forceinline__ bool named_barrier_or(int number, int threads, bool m
     return any;
 }
 
+/* The value, which is the same in all lanes, where the compiler knows it to be: descriptors made of it
+ * stay in uniform registers, and need not be moved there before each product. */
+__device__ __forceinline__ uint32_t uniform(uint32_t value)
+{
+    return __shfl_sync(0xffffffffu, value, 0);
+}
+
 /* Two warpgroups begin their products in turns, so that one's arithmetic runs under the other's
  * products: left alone they fall into step, and both wait at once. Group 0 begins; group 1 calls
  * pass_turn once before its first await_turn. Barriers 14 and 15. */
@@ -80,10 +94,11 @@ template <typename T, int D, int n>
 __device__ __forceinline__ void multiply_abt(float (&sums)[n], uint32_t a, uint32_t b)
 {
     constexpr int columns = 2 * n;
+    const uint64_t a_panel = wgmma_panel(a, 0), b_panel = wgmma_panel(b, 0);
 #pragma unroll
     for (int step = 0; step < D / 16; step++)
-        wgmma_abt<T>(sums, wgmma_panel(a + column_step<GROUP_ROWS>(step), 0),
-                     wgmma_panel(b + column_step<columns>(step), 0), step > 0);
+        wgmma_abt<T>(sums, wgmma_panel_at(a_panel, column_step<GROUP_ROWS>(step)),
+                     wgmma_panel_at(b_panel, column_step<columns>(step)), step > 0);
 }
 
 /* The same with a in registers. */
@@ -92,9 +107,10 @@ __device__ __forceinline__ void multiply_abt(float (&sums)[n], const uint32_t (&
                                              uint32_t b)
 {
     constexpr int columns = 2 * n;
+    const uint64_t b_panel = wgmma_panel(b, 0);
 #pragma unroll
     for (int step = 0; step < D / 16; step++)
-        wgmma_abt<T>(sums, a[step], wgmma_panel(b + column_step<columns>(step), 0), step > 0);
+        wgmma_abt<T>(sums, a[step], wgmma_panel_at(b_panel, column_step<columns>(step)), step > 0);
 }
 
 /* sums[64, D] += a[64, 16 steps] b[16 steps, D], a in registers, b in a tile of 16 steps rows. */
@@ -102,9 +118,10 @@ template <typename T, int n, int steps>
 __device__ __forceinline__ void multiply_ab(float (&sums)[n], const uint32_t (&a)[steps][4],
                                             uint32_t b)
 {
+    const uint64_t b_panel = wgmma_panel(b, steps * 16 * 128);
 #pragma unroll
     for (int step = 0; step < steps; step++)
-        wgmma_ab<T>(sums, a[step], wgmma_panel(b + step * 16 * 128, steps * 16 * 128));
+        wgmma_ab<T>(sums, a[step], wgmma_panel_at(b_panel, step * 16 * 128));
 }
 
 /* Sums, rounded, as the left operand of the next product. */

@@ -47,6 +47,12 @@ __device__ __forceinline__ uint64_t wgmma_panel(uint32_t address, uint32_t strid
     return swizzle_128 | group_stride | panel_stride | (address >> 4 & 0x3fff);
 }
 
+/* The panel that begins some bytes further on: one addition, in place of a panel made anew. */
+__device__ __forceinline__ uint64_t wgmma_panel_at(uint64_t panel, uint32_t bytes)
+{
+    return (panel & 0xffffffff00000000u) | ((uint32_t)panel + (bytes >> 4));
+}
+
 #define WGMMA_SUMS_32(d)                                                                          \
     "+f"((d)[0]), "+f"((d)[1]), "+f"((d)[2]), "+f"((d)[3]), "+f"((d)[4]), "+f"((d)[5]),           \
         "+f"((d)[6]), "+f"((d)[7]), "+f"((d)[8]), "+f"((d)[9]), "+f"((d)[10]), "+f"((d)[11]),     \
