@@ -290,8 +290,9 @@ HPA_API hpa_status hpa_mask_build(const hpa_plan *plan, const hpa_inputs *in, vo
 
 /* out = softmax(scale * q k^T over the kept, visible keys) v, and lse. A query that sees no key
  * gets out 0, lse -inf. A NaN or Inf in a key that takes part reaches the rows that keep it, and no
- * others; on CUDA the others near it may be rounded differently then. Packed rows past cu_seqlens_q[B] are left as they are. Errors: those of the arguments,
- * HPA_INVALID_MASK, HPA_BUFFER_TOO_SMALL. */
+ * others; on CUDA the others near it may be rounded differently then. Packed rows past
+ * cu_seqlens_q[B] are left as they are. Errors: those of the arguments, HPA_INVALID_MASK,
+ * HPA_BUFFER_TOO_SMALL. */
 HPA_API hpa_status hpa_forward(const hpa_plan *plan, const void *mask, const hpa_inputs *in,
                                const hpa_outputs *out, const hpa_exec *exec);
 
