@@ -19,9 +19,8 @@ typedef struct cuda_row {
     {dtype, head_dim, 90, true, 128, &hpa_backward_sm90_##name##_##head_dim},
 #define MMA_ROW(dtype, name, type, head_dim) \
     {dtype, head_dim, 80, false, 16, &hpa_backward_mma_##name##_##head_dim},
-static const cuda_row cuda_rows[] = {HPA_SM90_INSTANCES(SM90_ROW)
-                                         HPA_MMA_INSTANCES(MMA_ROW){0, 0, 0, false, 16,
-                                                                    &hpa_backward_simt}};
+static const cuda_row cuda_rows[] = {HPA_SM90_INSTANCES(SM90_ROW) HPA_MMA_INSTANCES(MMA_ROW){
+    0, 0, 0, false, 16, &hpa_backward_simt}};
 
 static const hpa_backward_kernel *select_cuda(const hpa_plan *plan)
 {
