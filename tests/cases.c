@@ -262,7 +262,8 @@ test_case test_few_case_at(int index)
 int test_dtype_count(int case_index)
 {
     const test_case c = test_case_at(case_index);
-    return case_index % 3 == 0 || c.desc.block_q >= 128 ? 4 : 2;
+    const bool tiles = c.desc.device == HPA_CUDA && c.desc.block_q >= 128;
+    return case_index % 3 == 0 || tiles ? 4 : 2;
 }
 
 void test_problem_of_case(test_problem *p, const test_case *c, hpa_dtype dtype, test_values values)

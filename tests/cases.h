@@ -45,8 +45,8 @@ void assert_threads_do_not_matter(const test_case *c, test_run_problem run, test
 
 extern const hpa_dtype test_dtypes[4];
 
-/* How many of them a case is tried in: f64 and f32, and the 16-bit ones on every third case and on
- * every one with wide blocks. */
+/* How many of them a case is tried in: f64 and f32, and the 16-bit ones on every third case and, on
+ * CUDA, on every one with wide blocks, which kernels of their own serve. */
 int test_dtype_count(int case_index);
 
 #endif
