@@ -224,7 +224,8 @@ static void load_queries(const pass *p, const worker *w, const hpa_sequence *s, 
         w->dq[n] = 0;
 }
 
-/* p and ds of a chunk, in place of s and dp. */
+/* p and ds of a chunk, in place of s and dp. What causality hides is left as it comes: the products
+ * that follow pass over it. */
 static void score_chunk(const pass *p, const worker *w, const kv_lane *lane, const hpa_chunk *chunk,
                         const hpa_score_tile *scores, const hpa_score_tile *d_scores, bool needs_ds)
 {
@@ -236,10 +237,6 @@ static void score_chunk(const pass *p, const worker *w, const kv_lane *lane, con
             hpa_multiply_span(p->tiles, g, span, lane->values, w->d_out_panel, d_scores);
     }
     p->tiles->softmax_gradient(scores, d_scores->data, w->lse, w->delta);
-    for (int64_t n = 0; n < chunk->n_spans; n++) {
-        hpa_hide(&chunk->spans[n], scores, 0);
-        hpa_hide(&chunk->spans[n], d_scores, 0);
-    }
 }
 
 static void walk_chunk(const pass *p, const worker *w, const kv_lane *lane, const hpa_chunk *chunk,
