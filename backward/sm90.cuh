@@ -15,15 +15,15 @@ struct sm90_arguments {
     column_plan plan;
     tensor_rows q, k, v, d_out, dq, dk, dv;
     const stats_pair *stats; /* [heads_q][row_slots][block_q] */
-    uint8_t *queries_left;   /* [query_tiles]: 1 where a tile is left to the other kernels */
-    uint8_t *keys_left;      /* [most_pieces + columns] likewise */
+    uint8_t *queries_left;   /* [query_tiles][2]: 1 where 64 queries are left to the other kernels */
+    uint8_t *keys_left;      /* [most_pieces + columns]: 1 where that column or piece of it is */
     int64_t query_tiles;
     int tiles_per_block; /* of 128 queries, in a query block */
     float scale, scale_log2;
     bool accumulate;
 };
 
-/* p = exp(scale s - lse) in place of s. */
+/* p = exp(scale s - lse), scale and lse being for powers of 2. */
 __device__ __forceinline__ float weight_of(float score, float scale_log2, float lse)
 {
     return exp2_fast(fmaf(score, scale_log2, -lse));
