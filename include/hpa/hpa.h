@@ -299,7 +299,8 @@ HPA_API hpa_status hpa_forward(const hpa_plan *plan, const void *mask, const hpa
 /* dq, dk and dv of a loss whose gradients at out and lse are d_out and d_lse, the mask held
  * constant (selection is piecewise constant, so its derivative is zero wherever it exists). out is
  * what hpa_forward wrote for this mask. Needs desc.training. Every element is written, or added to
- * with accumulate. */
+ * with accumulate. A NaN or Inf reaches the gradients of the queries and keys that meet it, and, as
+ * in hpa_forward, changes at most the rounding of others. */
 HPA_API hpa_status hpa_backward(const hpa_plan *plan, const void *mask, const hpa_inputs *in,
                                 const hpa_outputs *out, const hpa_gradients *grads,
                                 const hpa_exec *exec);
