@@ -1,0 +1,178 @@
+/* The two warps of the Hopper forward that work ahead: one plans the tiles of queries, the other fetches
+ * what they need. */
+#ifndef HPA_FORWARD_PRODUCERS_SM90_CUH
+#define HPA_FORWARD_PRODUCERS_SM90_CUH
+
+#include "forward/sm90.cuh"
+
+namespace
+{
+
+/* The planner: one warp. */
+
+/* Blocks at the list's end that reach past what the first query sees. All lanes. */
+__device__ __forceinline__ int count_hiding_blocks(const forward_arguments &x, const tile_job &job,
+                                                   int first_sees)
+{
+    const int lane = threadIdx.x % 32;
+    for (int end = job.length; end > 0; end -= 32) {
+        const int n = end - 1 - lane;
+        const bool whole = n < 0 || (job.blocks[n] + 1) * x.block_k <= first_sees;
+        const uint32_t wholes = __ballot_sync(0xffffffffu, whole);
+        if (wholes != 0)
+            return job.length - end + __ffs((int)wholes) - 1;
+    }
+    return job.length;
+}
+
+/* Tile number `work`; false where there is none. All lanes alike. */
+__device__ __forceinline__ bool plan_tile(const forward_arguments &x, int64_t work, tile_job *job)
+{
+    const hpa_geometry &g = x.geometry;
+    query_tile tile;
+    if (!find_query_tile(g, x.mask, work, x.tiles_per_block, tile_queries, &tile))
+        return false;
+    const hpa_sequence &s = tile.sequence;
+    job->work = work;
+    job->out = hpa_offset(&x.out.strides, s.batch, tile.head, s.q_start, tile.begin);
+    job->lse = hpa_offset(&x.lse.strides, s.batch, tile.head, s.q_start, tile.begin);
+    job->rows = (int)(tile.end - tile.begin);
+    job->first_sees = (int)(g.causal ? hpa_key_position(&s, tile.begin) + 1 : s.kv_length);
+    job->keys = (int)s.kv_length;
+    job->q_token = (int)(s.q_start + tile.begin);
+    job->kv_token = (int)s.kv_start;
+    job->head = (int)tile.head;
+    job->kv_head = (int)(tile.head / g.group);
+    job->batch = g.packed ? 0 : (int)s.batch;
+    job->blocks = x.mask.row_blocks + tile.mask_row * g.capacity;
+    job->length = max(0, min(x.mask.row_length[tile.mask_row], (int)g.capacity));
+    job->key_tiles = (job->length + x.boxes - 1) / x.boxes;
+    const int sees = min(job->first_sees, job->keys);
+    const int hiding = count_hiding_blocks(x, *job, sees);
+    const int in_first = job->length - (job->key_tiles - 1) * x.boxes;
+    job->ends = job->length > 0 && (job->blocks[job->length - 1] + 1) * x.block_k > job->keys;
+    job->hiding_tiles = hiding == 0 && in_first == x.boxes ? 0
+                        : hiding <= in_first               ? 1
+                                             : 1 + (hiding - in_first + x.boxes - 1) / x.boxes;
+    return true;
+}
+
+template <int head_dim>
+__device__ void plan_tiles(const forward_arguments &x, shared_memory<head_dim> &shared)
+{
+    stage_ring<jobs> at;
+    bool last = false;
+    for (int64_t work = blockIdx.x; !last; work += gridDim.x) {
+        tile_job job;
+        last = work >= x.tiles;
+        if (last)
+            job.key_tiles = -1;
+        else if (!plan_tile(x, work, &job))
+            continue;
+        barrier_wait(&shared.job_empty[at.stage], at.phase ^ 1);
+        if (threadIdx.x % 32 == 0) {
+            shared.job[at.stage] = job;
+            barrier_arrive(&shared.job_full[at.stage]);
+        }
+        __syncwarp();
+        at.advance();
+    }
+}
+
+/* The fetching warp. */
+
+template <int head_dim>
+__device__ __forceinline__ void fetch_queries(shared_memory<head_dim> &shared,
+                                              const CUtensorMap *map, const tile_job &job,
+                                              int stage)
+{
+    if (threadIdx.x % 32 == 0) {
+        barrier_arrive_expect(&shared.q_full[stage], shared.operand_bytes);
+        for (int panel = 0; panel < head_dim / HPA_TMA_COLUMNS; panel++)
+            tma_load(shared.q[stage] + panel * panel_bytes, map, &shared.q_full[stage],
+                     panel * HPA_TMA_COLUMNS, job.q_token, job.head, job.batch);
+    }
+    __syncwarp();
+}
+
+/* Boxes of one tile of K or V; lane n knows the first key of box n. A box without a block repeats the
+ * first: its scores are hidden, and what is read is finite when the row's own keys are. */
+template <int head_dim>
+__device__ __forceinline__ void fetch_keys(const forward_arguments &x, unsigned char *operand,
+                                           const CUtensorMap *map, uint64_t *full,
+                                           const tile_job &job, int key)
+{
+    const int lane = threadIdx.x % 32;
+    if (lane == 0)
+        barrier_arrive_expect(full, shared_memory<head_dim>::operand_bytes);
+    const int first = __shfl_sync(0xffffffffu, key, 0);
+    for (int box = 0; box < x.boxes; box++) {
+        const int of_box = __shfl_sync(0xffffffffu, key, box);
+        const int token = job.kv_token + (of_box < 0 ? first : of_box);
+        if (lane == 0)
+#pragma unroll
+            for (int panel = 0; panel < head_dim / HPA_TMA_COLUMNS; panel++)
+                tma_load(operand + panel * panel_bytes + box * x.block_k * 128, map, full,
+                         panel * HPA_TMA_COLUMNS, token, job.kv_head, job.batch);
+    }
+    __syncwarp();
+}
+
+/* First key of box number lane of tile n from the end of the list, -1 where there is none. The first
+ * tile takes what the others leave over. */
+__device__ __forceinline__ int find_key(const forward_arguments &x, const tile_job &job, int n)
+{
+    const int lane = threadIdx.x % 32;
+    const int in_first = job.length - (job.key_tiles - 1) * x.boxes;
+    const int count = n >= job.key_tiles ? 0 : n == 0 ? in_first : x.boxes;
+    if (lane >= count)
+        return -1;
+    return __ldg(job.blocks + job.length - in_first - n * x.boxes + lane) << x.block_k_log2;
+}
+
+template <int head_dim>
+__device__ void fetch(const forward_arguments &x, shared_memory<head_dim> &shared,
+                      const CUtensorMap *q_map, const CUtensorMap *k_map, const CUtensorMap *v_map)
+{
+    const int lane = threadIdx.x % 32;
+    stage_ring<shared_memory<head_dim>::stages> k_at, v_at;
+    stage_ring<shared_memory<head_dim>::q_stages> q_at;
+    for (stage_ring<jobs> at;; at.advance()) {
+        barrier_wait(&shared.job_full[at.stage], at.phase);
+        const tile_job &job = shared.job[at.stage];
+        const int key_tiles = job.key_tiles;
+        if (key_tiles < 0)
+            return;
+        int key = find_key(x, job, 0), key_before = -1;
+        if (key_tiles > 0) {
+            barrier_wait(&shared.q_empty[q_at.stage], q_at.phase ^ 1);
+            fetch_queries<head_dim>(shared, q_map, job, q_at.stage);
+            q_at.advance();
+        }
+        for (int n = 0; n <= key_tiles && key_tiles > 0; n++) {
+            const int key_after = find_key(x, job, n + 1);
+            if (n < key_tiles) {
+                barrier_wait(&shared.k_empty[k_at.stage], k_at.phase ^ 1);
+                if (lane < x.boxes)
+                    names_at<head_dim>(shared, k_at)[lane] = key;
+                __syncwarp();
+                fetch_keys<head_dim>(x, shared.k[k_at.stage], k_map, &shared.k_full[k_at.stage],
+                                     job, key);
+                k_at.advance();
+            }
+            if (n > 0) {
+                barrier_wait(&shared.v_empty[v_at.stage], v_at.phase ^ 1);
+                fetch_keys<head_dim>(x, shared.v[v_at.stage], v_map, &shared.v_full[v_at.stage],
+                                     job, key_before);
+                v_at.advance();
+            }
+            key_before = key;
+            key = key_after;
+        }
+        if (lane == 0)
+            barrier_arrive(&shared.job_empty[at.stage]);
+    }
+}
+
+} // namespace
+#endif
