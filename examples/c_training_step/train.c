@@ -33,6 +33,7 @@ typedef struct activations {
 /* Attention: what it keeps from forward to backward, and its two halves. */
 
 typedef struct attention {
+    const activations *a;
     float *att; /* (B, NH, T, T) */
 } attention;
 
@@ -45,13 +46,14 @@ static bool attention_new(attention *self, int top_k)
 
 static bool attend(attention *self, activations *a)
 {
+    self->a = a;
     attention_forward(a->atty, self->att, a->qkv, B, T, NH, HS);
     return true;
 }
 
-static bool attend_backward(attention *self, activations *a, activations *d)
+static bool attend_backward(attention *self, activations *d)
 {
-    attention_backward(d->qkv, d->atty, a->atty, a->qkv, self->att, B, T, NH, HS);
+    attention_backward(d->qkv, d->atty, self->a->atty, self->a->qkv, self->att, B, T, NH, HS);
     return true;
 }
 
@@ -93,7 +95,7 @@ static bool backward(const parameters *p, parameters *g, activations *a, activat
     layernorm_backward(d->x1, g->ln2w, g->ln2b, d->ln2, a->x1, p->ln2w, a->mean2, a->rstd2, N, C);
     add(d->x1, d->x1, d->x2, N * C);
     matmul_backward(d->atty, g->projw, g->projb, d->x1, a->atty, p->projw, N, C, C);
-    if (!attend_backward(att, a, d))
+    if (!attend_backward(att, d))
         return false;
     matmul_backward(d->ln1, g->qkvw, g->qkvb, d->qkv, a->ln1, p->qkvw, N, C, 3 * C);
     layernorm_backward(d->x0, g->ln1w, g->ln1b, d->ln1, a->x0, p->ln1w, a->mean1, a->rstd1, N, C);
