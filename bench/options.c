@@ -19,6 +19,9 @@ enum number_option {
     SINK,
     WINDOW,
     BEAM,
+    REP_TOKENS,
+    LEAF_TOKENS,
+    QUERY_STRIDE,
     THREADS,
     REPEAT,
     GEMM_SIZE,
@@ -41,6 +44,9 @@ static const struct {
     [SINK] = {"sink", 64, 0, 1 << 24, "first keys, always kept"},
     [WINDOW] = {"window", 256, 0, 1 << 24, "keys before each query, always kept"},
     [BEAM] = {"beam", 2, 1, 1 << 16, "width of the search"},
+    [REP_TOKENS] = {"rep-tokens", 4, 1, 1 << 24, "keys scored for a node of the tree"},
+    [LEAF_TOKENS] = {"leaf-tokens", 16, 1, 1 << 24, "keys scored for a node at the last level"},
+    [QUERY_STRIDE] = {"query-stride", 1, 1, 256, "every how many queries take part in the search"},
     [THREADS] = {"threads", 0, 0, 1 << 12, "0: OpenMP's choice"},
     [REPEAT] = {"repeat", 5, 1, 1000, "timed repetitions, after a warm-up"},
     [GEMM_SIZE] = {"gemm-size", 4096, 1, 1 << 15, "side of the matrix product to compare with"},
@@ -50,6 +56,7 @@ enum other_option {
     BACKEND = NUMBERS,
     DTYPE,
     SEQ,
+    PRESET,
     SHARE_HEADS,
     DENSE,
     NO_CAUSAL,
@@ -62,6 +69,19 @@ static const struct {
     hpa_dtype dtype;
     const char *name;
 } dtypes[] = {{HPA_F64, "f64"}, {HPA_F32, "f32"}, {HPA_F16, "f16"}, {HPA_BF16, "bf16"}};
+
+static const struct {
+    hpa_preset preset;
+    const char *name;
+} presets[] = {{HPA_PRESET_FAST, "fast"},
+               {HPA_PRESET_BALANCED, "balanced"},
+               {HPA_PRESET_FAITHFUL, "faithful"}};
+
+/* What the command line says of numbers and knobs. */
+typedef struct arguments {
+    int64_t values[NUMBERS]; /* -1: not given */
+    hpa_preset preset;       /* 0: not given */
+} arguments;
 
 static bool complain(const char *option, const char *text, const char *expected)
 {
@@ -121,10 +141,21 @@ static bool parse_dtype(bench_options *options, const char *text)
     return complain("dtype", text, "f64, f32, f16 or bf16");
 }
 
-static bool take_option(bench_options *options, int64_t *values, int option, const char *text)
+static bool parse_preset(hpa_preset *preset, const char *text)
+{
+    for (size_t n = 0; n < sizeof presets / sizeof *presets; n++) {
+        if (!strcmp(text, presets[n].name)) {
+            *preset = presets[n].preset;
+            return true;
+        }
+    }
+    return complain("preset", text, "fast, balanced or faithful");
+}
+
+static bool take_option(bench_options *options, arguments *given, int option, const char *text)
 {
     if (option < NUMBERS)
-        return parse_one_number(&values[option], (enum number_option)option, text);
+        return parse_one_number(&given->values[option], (enum number_option)option, text);
     switch (option) {
     case BACKEND:
         return parse_backend(options, text);
@@ -132,6 +163,8 @@ static bool take_option(bench_options *options, int64_t *values, int option, con
         return parse_dtype(options, text);
     case SEQ:
         return parse_lengths(options, text);
+    case PRESET:
+        return parse_preset(&given->preset, text);
     case SHARE_HEADS:
         return options->desc.share_heads = true;
     case DENSE:
@@ -148,6 +181,29 @@ static bool take_option(bench_options *options, int64_t *values, int option, con
     }
 }
 
+/* What was not given is the preset's, or else the default. */
+static void complete(arguments *given, hpa_desc *desc)
+{
+    int64_t usual[NUMBERS];
+    for (int n = 0; n < NUMBERS; n++)
+        usual[n] = numbers[n].value;
+    if (given->preset) {
+        const bool share_heads = desc->share_heads;
+        hpa_desc_set_preset(desc, given->preset); /* cannot fail: both are known to be sound */
+        desc->share_heads = desc->share_heads || share_heads;
+        usual[BLOCK_Q] = desc->block_q;
+        usual[BLOCK_K] = desc->block_k;
+        usual[BEAM] = desc->beam;
+        usual[REP_TOKENS] = desc->rep_tokens;
+        usual[LEAF_TOKENS] = desc->leaf_tokens;
+        usual[QUERY_STRIDE] = desc->query_stride;
+    }
+    for (int n = 0; n < NUMBERS; n++) {
+        if (given->values[n] < 0)
+            given->values[n] = usual[n];
+    }
+}
+
 static void apply_numbers(bench_options *options, const int64_t *values)
 {
     hpa_desc *desc = &options->desc;
@@ -161,6 +217,9 @@ static void apply_numbers(bench_options *options, const int64_t *values)
     desc->sink = (int32_t)values[SINK];
     desc->window = (int32_t)values[WINDOW];
     desc->beam = (int32_t)values[BEAM];
+    desc->rep_tokens = (int32_t)values[REP_TOKENS];
+    desc->leaf_tokens = (int32_t)values[LEAF_TOKENS];
+    desc->query_stride = (int32_t)values[QUERY_STRIDE];
     desc->num_threads = values[THREADS] ? (int32_t)values[THREADS] : omp_get_max_threads();
     options->repeat = values[REPEAT];
     options->gemm_size = values[GEMM_SIZE];
@@ -173,6 +232,7 @@ static void fill_long_options(struct option *long_options)
     long_options[BACKEND] = (struct option){"backend", required_argument, NULL, BACKEND};
     long_options[DTYPE] = (struct option){"dtype", required_argument, NULL, DTYPE};
     long_options[SEQ] = (struct option){"seq", required_argument, NULL, SEQ};
+    long_options[PRESET] = (struct option){"preset", required_argument, NULL, PRESET};
     long_options[SHARE_HEADS] = (struct option){"share-heads", no_argument, NULL, SHARE_HEADS};
     long_options[DENSE] = (struct option){"dense", no_argument, NULL, DENSE};
     long_options[NO_CAUSAL] = (struct option){"no-causal", no_argument, NULL, NO_CAUSAL};
@@ -184,22 +244,23 @@ static void fill_long_options(struct option *long_options)
 bool bench_parse(bench_options *options, int argc, char **argv)
 {
     struct option long_options[OPTIONS + 1];
-    int64_t values[NUMBERS];
+    arguments given = {.preset = 0};
 
     *options = (bench_options){.desc = hpa_desc_default(), .lengths = {8192}, .n_lengths = 1};
     for (int n = 0; n < NUMBERS; n++)
-        values[n] = numbers[n].value;
+        given.values[n] = -1;
 
     fill_long_options(long_options);
     for (int option; (option = getopt_long(argc, argv, "", long_options, NULL)) != -1;) {
-        if (!take_option(options, values, option, optarg))
+        if (!take_option(options, &given, option, optarg))
             return false;
     }
     if (optind < argc) {
         fprintf(stderr, "hpa-bench: %s: expected only options (--help lists them)\n", argv[optind]);
         return false;
     }
-    apply_numbers(options, values);
+    complete(&given, &options->desc);
+    apply_numbers(options, given.values);
     return true;
 }
 
@@ -213,9 +274,12 @@ void bench_print_help(void)
          "  --dtype NAME      f64, f32, f16 or bf16 (f32)\n"
          "  --seq N[,N...]    lengths (8192)");
     for (int n = 0; n < NUMBERS; n++)
-        printf("  --%-9s N     %s (%lld)\n", numbers[n].name, numbers[n].help,
+        printf("  --%-12s N  %s (%lld)\n", numbers[n].name, numbers[n].help,
                (long long)numbers[n].value);
-    puts("  --share-heads     one mask for all query heads of a key/value head\n"
+    puts("  --preset NAME     fast, balanced or faithful: the library's settings of the knobs of "
+         "the\n"
+         "                    search, of which those that are given besides are not changed\n"
+         "  --share-heads     one mask for all query heads of a key/value head\n"
          "  --dense           keep every visible key: dense attention by the same kernels\n"
          "  --no-causal       every query sees every key\n"
          "  --json            an object instead of a table\n"

@@ -35,8 +35,9 @@ static void print_header(const bench_options *options, const bench_ceilings *cei
     if (options->dense)
         printf("dense: every visible key is kept\n");
     else
-        printf("top_k %d, window %d, sink %d, beam %d%s\n", desc->top_k, desc->window, desc->sink,
-               desc->beam, desc->share_heads ? ", heads of a group share a mask" : "");
+        printf("top_k %d, window %d, sink %d, beam %d, rep_tokens %d, leaf_tokens %d%s\n",
+               desc->top_k, desc->window, desc->sink, desc->beam, desc->rep_tokens,
+               desc->leaf_tokens, desc->share_heads ? ", heads of a group share a mask" : "");
     printf("%s, %lld-square: %.1f GFLOP/s", ceilings->gemm_name, (long long)options->gemm_size,
            ceilings->gemm_gflops);
     if (ceilings->copy_gbytes > 0)
@@ -120,7 +121,7 @@ static json_t *description_object(const bench_options *options, const bench_ceil
 {
     const hpa_desc *desc = &options->desc;
     /* clang-format off */
-    return json_pack("{ss ss ss si sI sI sI sI sb si si si si si si sb sb sI sI sf}",
+    return json_pack("{ss ss ss si sI sI sI sI sb si si si si si si si si si sb sb sI sI sf}",
                      "build", hpa_build_info(),
                      "backend", bench_backend_name(desc->device),
                      "dtype", bench_dtype_name(desc->dtype),
@@ -136,6 +137,9 @@ static json_t *description_object(const bench_options *options, const bench_ceil
                      "sink", desc->sink,
                      "window", desc->window,
                      "beam", desc->beam,
+                     "rep_tokens", desc->rep_tokens,
+                     "leaf_tokens", desc->leaf_tokens,
+                     "query_stride", desc->query_stride,
                      "share_heads", desc->share_heads,
                      "dense", options->dense,
                      "repeat", (json_int_t)options->repeat,

@@ -30,6 +30,46 @@ hpa_desc hpa_desc_default(void)
     };
 }
 
+static hpa_status check_struct(const hpa_desc *desc)
+{
+    if (!desc)
+        return hpa_fail(HPA_INVALID_ARGUMENT, "desc is NULL");
+    if (desc->struct_size == sizeof(hpa_desc))
+        return HPA_OK;
+    return hpa_fail(HPA_INVALID_STRUCT_SIZE,
+                    "desc.struct_size is %zu, expected %zu: start with hpa_desc_default() of the "
+                    "header of this library, version %d",
+                    desc->struct_size, sizeof(hpa_desc), HPA_VERSION);
+}
+
+/* block_q, block_k, beam, rep_tokens, leaf_tokens, query_stride, share_heads */
+static const struct {
+    int32_t block_q, block_k, beam, rep_tokens, leaf_tokens, query_stride;
+    bool share_heads;
+} presets[] = {
+    [HPA_PRESET_FAST] = {128, 128, 1, 4, 4, 1, false},
+    [HPA_PRESET_BALANCED] = {128, 64, 2, 4, 16, 1, false},
+    [HPA_PRESET_FAITHFUL] = {128, 64, 2, 16, 64, 1, false},
+};
+
+hpa_status hpa_desc_set_preset(hpa_desc *desc, hpa_preset preset)
+{
+    HPA_TRY(check_struct(desc));
+    if (preset < HPA_PRESET_FAST || preset > HPA_PRESET_FAITHFUL)
+        return hpa_fail(HPA_INVALID_ARGUMENT,
+                        "preset is %d, expected HPA_PRESET_FAST (%d), HPA_PRESET_BALANCED (%d) or "
+                        "HPA_PRESET_FAITHFUL (%d)",
+                        (int)preset, HPA_PRESET_FAST, HPA_PRESET_BALANCED, HPA_PRESET_FAITHFUL);
+    desc->block_q = presets[preset].block_q;
+    desc->block_k = presets[preset].block_k;
+    desc->beam = presets[preset].beam;
+    desc->rep_tokens = presets[preset].rep_tokens;
+    desc->leaf_tokens = presets[preset].leaf_tokens;
+    desc->query_stride = presets[preset].query_stride;
+    desc->share_heads = presets[preset].share_heads;
+    return HPA_OK;
+}
+
 static hpa_status check_range(const char *field, int64_t value, int64_t low, int64_t high)
 {
     if (value >= low && value <= high)
@@ -105,14 +145,7 @@ static hpa_status check_device(const hpa_desc *desc)
 
 hpa_status hpa_desc_check(const hpa_desc *desc)
 {
-    if (!desc)
-        return hpa_fail(HPA_INVALID_ARGUMENT, "desc is NULL");
-    if (desc->struct_size != sizeof(hpa_desc))
-        return hpa_fail(
-            HPA_INVALID_STRUCT_SIZE,
-            "desc.struct_size is %zu, expected %zu: start with hpa_desc_default() of the "
-            "header of this library, version %d",
-            desc->struct_size, sizeof(hpa_desc), HPA_VERSION);
+    HPA_TRY(check_struct(desc));
     if (desc->dtype < HPA_F64 || desc->dtype > HPA_BF16)
         return hpa_fail(HPA_INVALID_DTYPE,
                         "desc.dtype is %d, expected HPA_F64, HPA_F32, HPA_F16 or HPA_BF16",

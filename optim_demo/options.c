@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <getopt.h>
+#include <hpa/hpa.h>
 #include <inttypes.h>
 #include <math.h>
 #include <stddef.h>
@@ -16,6 +17,7 @@ typedef enum option_kind {
     FLAG,
     LAYERS,
     KIND,
+    PRESET,
     BACKEND,
     DTYPE
 } option_kind;
@@ -32,6 +34,9 @@ typedef struct option_row {
 
 static const char *const kind_names[] = {
     [ATTENTION_HIP] = "hip", [ATTENTION_WINDOW] = "window", [ATTENTION_DENSE] = "dense", NULL};
+static const char *const preset_names[] = {
+    "none", [HPA_PRESET_FAST] = "fast", [HPA_PRESET_BALANCED] = "balanced",
+    [HPA_PRESET_FAITHFUL] = "faithful", NULL};
 static const char *const backend_names[] = {
     [BACKEND_AUTO] = "auto", [BACKEND_CPU] = "cpu", [BACKEND_CUDA] = "cuda", NULL};
 static const char *const dtype_names[] = {
@@ -39,7 +44,7 @@ static const char *const dtype_names[] = {
 
 /* Names of the enums that an option can hold, in their order. */
 static const char *const *const choices[] = {
-    [KIND] = kind_names, [BACKEND] = backend_names, [DTYPE] = dtype_names};
+    [KIND] = kind_names, [PRESET] = preset_names, [BACKEND] = backend_names, [DTYPE] = dtype_names};
 
 #define FIELD(name) offsetof(options, name)
 #define BILLION 1e9
@@ -71,6 +76,9 @@ static const option_row rows[] = {
      "top-k keys, the same budget.\ndense: every key"},
     {"dense-layers", LAYERS, FIELD(attention.dense_layers), 0, 0, NULL,
      "layers that stay dense, such as 0,1,5"},
+    {"preset", PRESET, FIELD(preset), 0, 0, "none",
+     "fast, balanced or faithful: the library's settings of the knobs from block-q to\n"
+     "share-heads, of which those that are given besides are not changed. none: as below"},
     {"top-k", WHOLE, FIELD(attention.top_k), 0, BILLION, "512",
      "keys that the search finds for each block of queries"},
     {"window", WHOLE, FIELD(attention.window), 0, BILLION, "128", "last keys, always kept"},
@@ -226,6 +234,7 @@ static bool parse_value(options *self, const option_row *row, const char *text, 
         *(bool *)field = true;
         return true;
     case KIND:
+    case PRESET:
     case BACKEND:
     case DTYPE:
         return parse_choice(row, text, field, why);
@@ -240,6 +249,28 @@ static bool parse_value(options *self, const option_row *row, const char *text, 
         return parse_number(row, text, field, why);
     }
     return false;
+}
+
+/* What was not given besides becomes the preset's. */
+static void apply_preset(options *self)
+{
+    hpa_desc desc = hpa_desc_default();
+    if (hpa_desc_set_preset(&desc, (hpa_preset)self->preset) != HPA_OK)
+        return; /* none */
+    const struct {
+        size_t field;
+        int64_t value;
+    } knobs[] = {{FIELD(attention.block_q), desc.block_q},
+                 {FIELD(attention.block_k), desc.block_k},
+                 {FIELD(attention.beam), desc.beam},
+                 {FIELD(attention.rep_tokens), desc.rep_tokens},
+                 {FIELD(attention.leaf_tokens), desc.leaf_tokens},
+                 {FIELD(attention.query_stride), desc.query_stride}};
+    for (size_t k = 0; k < sizeof knobs / sizeof *knobs; k++)
+        for (int n = 0; n < N_ROWS; n++)
+            if (rows[n].name && rows[n].field == knobs[k].field && !self->given[n])
+                *(int64_t *)((char *)self + knobs[k].field) = knobs[k].value;
+    self->attention.share_heads = self->attention.share_heads || desc.share_heads;
 }
 
 /* The command line */
@@ -295,6 +326,7 @@ parse_result options_parse(options *self, int argc, char **argv, failure *why)
     if (optind < argc)
         return fail(why, "%s: expected options alone; --help lists them", argv[optind]),
                PARSE_FAILED;
+    apply_preset(self);
     return check_together(self, why) ? PARSE_RUN : PARSE_FAILED;
 }
 
@@ -344,8 +376,9 @@ bool options_complete_shape(options *self, const model_shape *known, const char 
 static void print_row(FILE *out, const option_row *row)
 {
     static const char *const argument[] = {
-        [TEXT] = " TEXT",   [PATH] = " FILE", [WHOLE] = " N",      [NUMBER] = " X",  [FLAG] = "",
-        [LAYERS] = " LIST", [KIND] = " NAME", [BACKEND] = " NAME", [DTYPE] = " NAME"};
+        [TEXT] = " TEXT",    [PATH] = " FILE",   [WHOLE] = " N",   [NUMBER] = " X",
+        [FLAG] = "",         [LAYERS] = " LIST", [KIND] = " NAME", [PRESET] = " NAME",
+        [BACKEND] = " NAME", [DTYPE] = " NAME"};
     char left[64];
     snprintf(left, sizeof left, "--%s%s", row->name, argument[row->kind]);
     fprintf(out, "  %-24s", left);

@@ -21,6 +21,7 @@ typedef struct options {
     model_shape shape;
     /* attention */
     attention_settings attention;
+    int preset; /* 0: none; else an hpa_preset, already applied to `attention` */
     int64_t mask_refresh;
     /* where and in what numbers */
     backend_choice backend;

@@ -82,6 +82,71 @@ static hpa_desc good_desc(void)
     return d;
 }
 
+/* Bytes of any other field, and between fields, stay as they are. */
+START_TEST(presets_set_the_search_and_nothing_else)
+{
+    static const hpa_preset presets[] = {HPA_PRESET_FAST, HPA_PRESET_BALANCED, HPA_PRESET_FAITHFUL};
+    for (int n = 0; n < 3; n++) {
+        hpa_desc d, other; /* whole, with the bytes between the fields */
+        memset(&d, 0x5a, sizeof d);
+        memset(&other, 0x5a, sizeof other);
+        d.struct_size = other.struct_size = sizeof d;
+        assert_ok(hpa_desc_set_preset(&d, presets[n]));
+        ck_assert(d.block_q > 0 && d.block_k > 0 && d.beam > 0 && d.rep_tokens > 0);
+        ck_assert(d.leaf_tokens > 0 && d.query_stride > 0);
+        other.block_q = d.block_q, other.block_k = d.block_k, other.beam = d.beam;
+        other.rep_tokens = d.rep_tokens, other.leaf_tokens = d.leaf_tokens;
+        other.query_stride = d.query_stride, other.share_heads = d.share_heads;
+        ck_assert_mem_eq(&d, &other, sizeof d);
+    }
+    hpa_desc d = hpa_desc_default();
+    d.block_q = d.block_k = d.beam = d.rep_tokens = d.leaf_tokens = d.query_stride = 16;
+    d.share_heads = true;
+    assert_ok(hpa_desc_set_preset(&d, HPA_PRESET_BALANCED));
+    const hpa_desc usual = hpa_desc_default();
+    ck_assert(d.block_q == usual.block_q && d.block_k == usual.block_k && d.beam == usual.beam);
+    ck_assert(d.rep_tokens == usual.rep_tokens && d.leaf_tokens == usual.leaf_tokens);
+    ck_assert(d.query_stride == usual.query_stride && d.share_heads == usual.share_heads);
+}
+END_TEST
+
+START_TEST(presets_serve_every_dtype)
+{
+    static const hpa_dtype dtypes[] = {HPA_F64, HPA_F32, HPA_F16, HPA_BF16};
+    for (int n = 0; n < 12; n++) {
+        hpa_desc desc = test_desc();
+        desc.heads_q = 4;
+        desc.heads_kv = 2;
+        desc.seq_q = desc.seq_kv = 70000;
+        desc.dtype = dtypes[n % 4];
+        assert_ok(hpa_desc_set_preset(&desc, (hpa_preset)(HPA_PRESET_FAST + n / 4)));
+        hpa_plan *plan;
+        assert_ok(hpa_plan_create(&plan, &desc));
+        hpa_plan_destroy(plan);
+    }
+}
+END_TEST
+
+START_TEST(bad_presets_are_refused)
+{
+    static const int presets[] = {0, 4, -1, INT32_MAX, INT32_MIN};
+    for (int n = 0; n < 5; n++) {
+        hpa_desc desc = good_desc(), before = desc;
+        char words[48];
+        snprintf(words, sizeof words, "preset|%d|HPA_PRESET_FAITHFUL", presets[n]);
+        assert_failure(hpa_desc_set_preset(&desc, (hpa_preset)presets[n]), HPA_INVALID_ARGUMENT,
+                       words);
+        ck_assert_mem_eq(&desc, &before, sizeof desc);
+    }
+    assert_failure(hpa_desc_set_preset(NULL, HPA_PRESET_FAST), HPA_INVALID_ARGUMENT, "desc|NULL");
+    hpa_desc desc = good_desc();
+    desc.struct_size -= 8;
+    assert_failure(hpa_desc_set_preset(&desc, HPA_PRESET_FAST), HPA_INVALID_STRUCT_SIZE,
+                   "desc.struct_size");
+    ck_assert_int_eq(desc.block_q, good_desc().block_q);
+}
+END_TEST
+
 static void assert_no_plan(const hpa_desc *desc, hpa_status want, const char *words)
 {
     hpa_plan *plan = (hpa_plan *)(void *)&plan;
@@ -812,6 +877,9 @@ static Suite *contract_suite(void)
     tcase_add_test(t, no_failure_no_words);
     t = test_add_case(suite, "description", 20);
     tcase_add_test(t, the_defaults_are_those_of_the_header);
+    tcase_add_test(t, presets_set_the_search_and_nothing_else);
+    tcase_add_test(t, presets_serve_every_dtype);
+    tcase_add_test(t, bad_presets_are_refused);
     tcase_add_test(t, bad_fields_are_named);
     tcase_add_test(t, bad_scales_and_totals_are_named);
     tcase_add_test(t, extreme_fields_are_served_or_refused);

@@ -210,8 +210,21 @@ typedef struct hpa_desc {
 
 /* One causal f32 sequence with one head of 64 on the CPU, training on, and the default knobs:
  * block_q 128, block_k 64, top_k 1024, sink 64, window 512, beam 2, rep_tokens 4, leaf_tokens 16,
- * query_stride 1. Set the lengths. */
+ * query_stride 1, share_heads off. Set the lengths. */
 HPA_API hpa_desc hpa_desc_default(void);
+
+/* How carefully to search: settings of the knobs that trade quality against time. What they cost and
+ * what they find is measured in the README. */
+typedef enum hpa_preset {
+    HPA_PRESET_FAST = 1,     /* the cheapest search that is still far better than a window */
+    HPA_PRESET_BALANCED = 2, /* the knobs of hpa_desc_default */
+    HPA_PRESET_FAITHFUL = 3  /* closest to dense attention */
+} hpa_preset;
+
+/* Sets block_q, block_k, beam, rep_tokens, leaf_tokens, query_stride and share_heads, and leaves all
+ * else alone: shapes, device, and how much is kept (top_k, window, sink). Fields may be changed
+ * afterwards as before. Errors, which leave *desc as it was: HPA_INVALID_ARGUMENT, _STRUCT_SIZE. */
+HPA_API hpa_status hpa_desc_set_preset(hpa_desc *desc, hpa_preset preset);
 
 /* Plan */
 

@@ -46,6 +46,10 @@ inline void check(hpa_status status, const char *call) {
         throw error(status, call, hpa_last_error());
 }
 
+inline void desc_set_preset(hpa_desc &desc, hpa_preset preset) {
+    check(hpa_desc_set_preset(&desc, preset), "hpa_desc_set_preset");
+}
+
 /* A span of bytes that somebody else owns, on the plan's device. A vector of bytes turns into one. */
 template <class Pointer> struct basic_bytes {
     Pointer data = nullptr;

@@ -177,6 +177,19 @@ void errors()
                  [&] { hpa::tensor(p.out.data(), {1, 2, 3}, {1, 2}); });
 }
 
+void presets()
+{
+    hpa_desc desc = description();
+    hpa::desc_set_preset(desc, HPA_PRESET_FAITHFUL);
+    hpa_desc want = description();
+    expect(hpa_desc_set_preset(&want, HPA_PRESET_FAITHFUL) == HPA_OK, "a preset");
+    expect(desc.block_k == want.block_k && desc.leaf_tokens == want.leaf_tokens &&
+               desc.rep_tokens == want.rep_tokens && desc.top_k == description().top_k,
+           "the preset of the C call");
+    expect_error(HPA_INVALID_ARGUMENT, "hpa_desc_set_preset",
+                 [&] { hpa::desc_set_preset(desc, static_cast<hpa_preset>(0)); });
+}
+
 void handles_move()
 {
     static_assert(!std::is_copy_constructible_v<hpa::plan> && !std::is_copy_assignable_v<hpa::plan>,
@@ -208,6 +221,7 @@ int main()
         same_bits_as_in_c();
         masks_out_and_in();
         errors();
+        presets();
         handles_move();
     } catch (const std::exception &error) {
         std::cerr << error.what() << "\n";

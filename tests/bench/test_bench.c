@@ -141,6 +141,35 @@ START_TEST(help_lists_the_options)
 {
     ck_assert_int_eq(run_bench("--help"), 0);
     ck_assert_ptr_nonnull(strstr(output, "--share-heads"));
+    ck_assert_ptr_nonnull(strstr(output, "--preset"));
+}
+END_TEST
+
+START_TEST(presets_set_what_was_not_given)
+{
+    static const struct {
+        hpa_preset preset;
+        const char *name;
+    } presets[] = {{HPA_PRESET_FAST, "fast"},
+                   {HPA_PRESET_BALANCED, "balanced"},
+                   {HPA_PRESET_FAITHFUL, "faithful"}};
+    for (size_t n = 0; n < 3; n++) {
+        char arguments[256];
+        hpa_desc want = hpa_desc_default();
+        ck_assert_int_eq(hpa_desc_set_preset(&want, presets[n].preset), HPA_OK);
+        snprintf(arguments, sizeof arguments, "--json --beam 3 --seq 300 --preset %s" SMALL,
+                 presets[n].name);
+        json_t *results;
+        ck_assert_int_eq(run_bench(arguments), 0);
+        json_t *report = parse_report(1, &results);
+        ck_assert_double_eq(number(report, "block_q"), want.block_q);
+        ck_assert_double_eq(number(report, "block_k"), want.block_k);
+        ck_assert_double_eq(number(report, "beam"), 3);
+        ck_assert_double_eq(number(report, "rep_tokens"), want.rep_tokens);
+        ck_assert_double_eq(number(report, "leaf_tokens"), want.leaf_tokens);
+        ck_assert_double_eq(number(report, "query_stride"), want.query_stride);
+        json_decref(report);
+    }
 }
 END_TEST
 
@@ -163,6 +192,9 @@ static const struct {
     {"--heads 3 --kv-heads 2", "heads"},
     {"--dim 7", "head_dim"},
     {"--block-k 48", "block_k"},
+    {"--preset best", "--preset best"},
+    {"--rep-tokens 0", "--rep-tokens 0"},
+    {"--query-stride 1000", "--query-stride 1000"},
 #ifdef HPA_WITH_CUDA
     {"--backend cuda", "HPA_NO_DEVICE"}, /* the environment hides it */
 #else
@@ -200,6 +232,7 @@ int main(void)
     tcase_add_test(cases, json_adds_up);
     tcase_add_test(cases, dense_keeps_everything);
     tcase_add_loop_test(cases, table_of_every_dtype, 0, sizeof dtypes / sizeof *dtypes);
+    tcase_add_test(cases, presets_set_what_was_not_given);
     tcase_add_test(cases, help_lists_the_options);
     tcase_add_loop_test(cases, bad_arguments_get_one_line, 0, sizeof bad / sizeof *bad);
     tcase_add_test(cases, full_disk_is_reported);

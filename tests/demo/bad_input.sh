@@ -13,6 +13,7 @@ expect_bad "expected a whole number" --data text --layers two
 expect_bad "expected a whole number" --data text --steps 99999999999999999999
 expect_bad "expected a number" --data text --learning-rate nan
 expect_bad "expected hip, window or dense" --data text --attention sparse
+expect_bad "expected none, fast, balanced or faithful" --data text --preset best
 expect_bad "expected layers from 0 to 63" --data text --dense-layers 1,,2
 expect_bad "expected layers from 0 to 63" --data text --dense-layers 64
 expect_bad "expected auto, cpu or cuda" --data text --backend gpu
