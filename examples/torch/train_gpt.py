@@ -4,17 +4,20 @@
     train_gpt.py FILE [--attention pruned] [--seq 2048] [--steps 100] [--checkpoint] [--compile]
     train_gpt.py FILE --time 8192,32768,131072        # GPU: milliseconds a step with each attention
 
---time trains the model for a few steps at each length with dense attention (PyTorch's own choice of
-kernel), with FlexAttention over a fixed mask, a window and sinks of as many keys as pruned attention
-keeps, which is what it can do without a search, and with libhpa, whose step includes the search."""
+--time trains the model for a few steps at each length with dense attention (scaled_dot_product_attention
+held to the kernels of cuDNN, then of FlashAttention), with FlexAttention over a fixed mask, a window and
+sinks of as many keys as pruned attention keeps, which is what it can do without a search, and with
+libhpa, whose step includes the search."""
 
 import argparse
 import statistics
 import sys
 import time
+from functools import partial
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
@@ -24,6 +27,14 @@ from hpa_torch import Knobs, attention, keep_masks
 
 def dense(options):
     return lambda q, k, v: scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+
+def dense_by(kernel):
+    def only(attend, *tensors):
+        with sdpa_kernel(kernel):
+            return attend(*tensors)
+
+    return lambda options: partial(only, dense(options))
 
 
 def pruned(options):
@@ -37,12 +48,16 @@ def flex(options):
     def kept(batch, head, query, key):
         return (key <= query) & ((query - key < window) | (key < options.sink))
 
-    mask = create_block_mask(kept, None, None, options.seq, options.seq, options.device)
+    # Compiled, as the pairs themselves would not fit in memory.
+    mask = torch.compile(create_block_mask)(kept, None, None, options.seq, options.seq,
+                                            device=options.device)
     compiled = torch.compile(flex_attention, dynamic=False)
     return lambda q, k, v: compiled(q, k, v, block_mask=mask, enable_gqa=True)
 
 
-ATTENTIONS = {"dense": dense, "flex": flex, "pruned": pruned}
+ATTENTIONS = {"dense": dense, "cudnn": dense_by(SDPBackend.CUDNN_ATTENTION),
+              "flash": dense_by(SDPBackend.FLASH_ATTENTION), "flex": flex, "pruned": pruned}
+TIMED = ("cudnn", "flash", "flex", "pruned")
 
 
 def rotate(x):
@@ -99,7 +114,8 @@ class Trainer:
     def __init__(self, options, name):
         torch.manual_seed(0)
         dtype = torch.bfloat16 if options.device == "cuda" else torch.float32
-        self.model = GPT(options, ATTENTIONS[name](options)).to(options.device, dtype)
+        with torch.device(options.device):
+            self.model = GPT(options, ATTENTIONS[name](options)).to(dtype)
         self.loss = torch.compile(self.model) if options.compile else self.model
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=options.rate)
         with open(options.file, "rb") as file:
@@ -144,11 +160,13 @@ def milliseconds(trainer, steps):
 
 
 def compare(options):
-    print("| tokens | " + " | ".join(f"{name}, ms a step" for name in ATTENTIONS) + " |\n" +
-          "|---:" * (1 + len(ATTENTIONS)) + "|", flush=True)
+    print("| tokens | " + " | ".join(f"{name}, ms a step" for name in TIMED) + " |\n" +
+          "|---:" * (1 + len(TIMED)) + "|")
     for options.seq in options.time:
-        row = [f"{milliseconds(Trainer(options, name), options.steps):.1f}" for name in ATTENTIONS]
-        print(f"| {options.seq:,} | " + " | ".join(row) + " |", flush=True)
+        print(f"| {options.seq:,}", end=" ", flush=True)
+        for name in TIMED:
+            print(f"| {milliseconds(Trainer(options, name), options.steps):.1f}", end=" ", flush=True)
+        print("|", flush=True)
 
 
 def parse():

@@ -135,33 +135,73 @@ def refusals(device):
             expect(False, f"an error about {words}")
 
 
+class Layer(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.out = torch.nn.Linear(256, 512), torch.nn.Linear(256, 256)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).unflatten(-1, (8, 64)).transpose(1, 2).split((4, 2, 2), 1)
+        knobs = Knobs(top_k=128, window=128)
+        return x + self.out(attention(q, k, v, knobs).transpose(1, 2).flatten(-2))
+
+
 def captured(device):
-    """A training step in a CUDA graph: replays give the bits of the same step run eagerly."""
-    q, k, v = tensors(device, dtype=torch.bfloat16, tokens=1024, dim=64)
-    knobs = Knobs(top_k=128, window=128)
-    weights = torch.randn(q.shape, device=device, dtype=q.dtype)
+    """A training step in a CUDA graph, optimizer included: replays give the bits of the eager steps."""
+    def trainer():
+        torch.manual_seed(0)
+        layer = Layer().to(device, torch.bfloat16)
+        optimizer = torch.optim.AdamW(layer.parameters(), lr=1e-2, capturable=True)
 
-    def step():
-        return torch.autograd.grad(attention(q, k, v, knobs), (q, k, v), weights)
+        def step(x):
+            optimizer.zero_grad()
+            loss = (layer(x).float() - x.float().roll(1, 1)).square().mean()
+            loss.backward()
+            optimizer.step()
+            return loss.detach()
+        return layer, step
 
+    batches = torch.randn(6, 1, 1024, 256, device=device, dtype=torch.bfloat16)
+    eager, step = trainer()
+    expected = [step(x) for x in batches]
+    layer, step = trainer()
+    given = batches[0].clone()
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        step()
+    with torch.cuda.stream(side):  # three steps warm up, as a capture must not be the first
+        losses = [step(given.copy_(x)) for x in batches[:3]]
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        recorded = step()
-    with torch.no_grad():
-        for x in (q, k, v):
-            x.copy_(torch.randn_like(x))
-    graph.replay()
-    expect(equal(recorded, step()), "equal bits of a replayed step")
+        loss = step(given)
+    for x in batches[3:]:
+        given.copy_(x)
+        graph.replay()
+        losses.append(loss.clone())
+    expect(equal(losses, expected) and losses[-1] < losses[0], "equal bits of the losses, going down")
+    expect(equal(layer.parameters(), eager.parameters()), "equal bits of the weights")
+
+
+def on_the_current_stream(device):
+    """Inputs that another stream is late to write are waited for on that stream alone."""
+    q, k, v = tensors(device, dtype=torch.bfloat16, tokens=1024, dim=64)
+    expected = attention(q, k, v, SMALL).detach()
+    late = [torch.zeros_like(x) for x in (q, k, v)]
+    torch.cuda.synchronize()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side), torch.no_grad():
+        torch.cuda._sleep(200_000_000)
+        for x, value in zip(late, (q, k, v)):
+            x.copy_(value)
+        out = attention(*late, SMALL)
+        expect(not side.query(), "attention to be enqueued, not waited for")
+    side.synchronize()
+    expect(torch.equal(out, expected), "equal bits on another stream")
 
 
 TESTS = (dense_when_all_is_kept, numeric_gradients, operator_contract, strides, compiled_whole,
          checkpointed, refusals)
-for device, tests in (("cpu", TESTS), ("cuda", (*TESTS, captured))):
+for device, tests in (("cpu", TESTS), ("cuda", (*TESTS, on_the_current_stream, captured))):
     if device not in (sys.argv[2:] or ("cpu", "cuda")):
         continue
     if device == "cuda" and not torch.cuda.is_available():
