@@ -1,0 +1,35 @@
+# What optim_demo/positions and optim_demo/sweep make of numbers: buckets of positions with their
+# standard errors, medians of a log of the program, and the settings that none is faster and better
+# than.
+. "$(dirname "$0")/common.sh"
+demo=$2
+
+# Three contexts of 256 bytes: 0.1, 0.2 and 0.3 above dense from position 128 on.
+seq 768 | sed 's/.*/1/' > dense
+seq 0 767 | awk '{print 1 + ($1 % 256 >= 128) * (1 + int($1 / 256)) / 10}' > other
+"$demo/positions" buckets 256 dense other > got || fail "positions buckets"
+printf '64,1.0000,0.0000,0.0000\n128,1.2000,0.2000,0.0577\n' > want
+cmp -s got want || fail "buckets: $(cat got)"
+
+run "${small[@]}" --steps 4 --checkpoint x.st --log log.csv
+"$demo/sweep" phases log.csv > got || fail "sweep phases"
+awk -F, 'NF != 3 || !($1 > 0 && $2 > 0 && $3 > 0) {bad = 1} END {exit bad || NR != 1}' got ||
+    fail "phases: $(cat got)"
+printf '%s\n' seconds,mask_share,forward_share,backward_share 9,1,0,0 10,.1,.2,.3 12,.1,.2,.3 \
+    12.5,.2,.2,.2 > log.csv
+[ "$("$demo/sweep" phases log.csv)" = 100.0000,200.0000,300.0000 ] || fail "medians of phases"
+
+cat > sweep.csv << 'END'
+knob,tuned,options,loss,density,mask_ms,forward_ms,backward_ms
+dense,0,--attention dense,1,1,0.5,40,60
+preset,0,--preset fast,1.2,0.1,1,2,3
+beam,0,--beam 9,1.1,0.1,9,2,3
+rep-tokens,0,--rep-tokens 9,1.15,0.1,10,2,3
+preset,0,--preset faithful,1.05,0.1,8,3,4
+preset,60,--preset faithful,0.5,0.1,1,1,1
+END
+"$demo/sweep" table . > got || fail "sweep table"
+[ "$(grep -o -- '--[a-z-]* [a-z0-9]*' got | tr '\n' ,)" = \
+    "--preset fast,--beam 9,--preset faithful," ] || fail "front: $(cat got)"
+grep -q '^| +0.0500 | 15.00 ms | 8.00 ms | 10.0% |' got || fail "row: $(cat got)"
+exit 0
