@@ -31,7 +31,9 @@ def say_result(result, options):
 
 
 def cell(ms):
-    return "–" if ms is None else f"{ms:.2f}" if ms < 10 else f"{ms:.1f}" if ms < 100 else f"{ms:.0f}"
+    if ms is None:
+        return "–"
+    return f"{ms:.2f}" if ms < 10 else f"{ms:.1f}" if ms < 100 else f"{ms:.0f}"
 
 
 def pair_cell(result, name):
@@ -64,9 +66,10 @@ def step_names(block_k):
 
 def print_table(results, options, block_k, dense_name):
     rest = "its tiles hold … times the pairs" if block_k != TILE else None
-    head = ["tokens", "pairs kept", f"dense {dense_name}", "dense flash", "FlexAttention, its mask given",
-            "libhpa mask (of it the transpose)", "libhpa forward", "libhpa backward",
-            "against FlexAttention, forward / backward", f"whole step against {dense_name}"]
+    head = ["tokens", "pairs kept", f"dense {dense_name}", "dense flash",
+            "FlexAttention, its mask given", "libhpa mask (of it the transpose)",
+            "libhpa forward", "libhpa backward", "against FlexAttention, forward / backward",
+            f"whole step against {dense_name}"]
     if rest:
         head.insert(5, rest)
     say("| " + " | ".join(head) + " |")
@@ -86,7 +89,7 @@ def print_table(results, options, block_k, dense_name):
                rated(result, block_k, own + "_backward", 10),
                " / ".join(ratio(times_faster(result, [f"{flex}_{way}"], [f"{own}_{way}"]))
                           for way in ("forward", "backward")),
-               ratio(times_faster(result, [f"{dense_name}_{way}" for way in ("forward", "backward")],
+               ratio(times_faster(result, [f"{dense_name}_forward", f"{dense_name}_backward"],
                                   step_names(block_k)))]
         if rest:
             row.insert(5, f"{mask['tile_pairs_per_pair']:.2f}")
@@ -130,6 +133,21 @@ def print_report(results, options, dense_name):
     say("\nWhere libhpa loses:" if lost else "\nlibhpa lost none of these comparisons.")
     for sentence in lost:
         say(f"- {sentence}")
+
+
+def write_csv(path, results):
+    """Whole steps in ms for peers.gnuplot: cases of --seq with block_k 128. Empty: not measured."""
+    own = step_names(TILE)
+    peers = {name: [f"{name}_forward", f"{name}_backward"]
+             for name in ("cudnn", "flash", f"flex{TILE}")}
+    first = (results[0]["head_dim"], results[0]["share_heads"]) if results else None
+    with open(path, "w", encoding="utf-8") as file:
+        file.write("tokens,cudnn,flash,flex,libhpa\n")
+        for result in results:
+            if (result["head_dim"], result["share_heads"]) == first:
+                steps = [sum_of(result, names) for names in (*peers.values(), own)]
+                cells = ["" if ms is None else f"{ms:.4f}" for ms in steps]
+                file.write(",".join([str(result["seq"]), *cells]) + "\n")
 
 
 def write_json(path, machine, options, results, checks):

@@ -4,8 +4,8 @@
     bench/compare_torch.py --library build/release/lib/libhpa.so [--seq 8192,32768,131072]
         [--also 32768:64 131072:128:shared]
 
-Per length and set of knobs, libhpa and FlexAttention one after the other in every round (so that clocks
-and temperature are the same for both), CUDA events around each call, medians over the rounds:
+Per length and set of knobs, libhpa and FlexAttention one after the other in every round (so that
+clocks and temperature are the same for both), CUDA events around each call, medians over rounds:
 
   cudnn, flash   dense causal attention, scaled_dot_product_attention held to that backend, with
                  enable_gqa: key/value heads are not copied. After the others, in rounds of its own,
@@ -23,23 +23,23 @@ warms up and compiles.
 The same mask on both sides. FlexAttention's tiles are 128 x 128 here, its default. With block_k 128
 and block_q 128, a kept block of libhpa *is* such a tile: both compute exactly the same pairs, and
 this is the comparison of record. With block_k 64 (the standard workload), a tile is visited when
-one of its two halves is kept, so FlexAttention computes more pairs than were kept; its rate is still
-counted on the kept ones, and the table says how many tiles' pairs there are for each kept pair. Tiles
-on the diagonal are partial blocks with the causal mask_mod, all others are full blocks.
+one of its two halves is kept, so FlexAttention computes more pairs than were kept; its rate is
+still counted on the kept ones, and the table says how many tiles' pairs there are for each kept
+pair. Tiles on the diagonal are partial blocks with the causal mask_mod, all others are full blocks.
 
-Memory is O(T) but for FlexAttention's own column lists, which are a rectangle as long as the longest
-column: the sink's, T / 128. They are made by sorting, never through a dense T^2 / 128^2 table for
-each row; at 524,288 tokens and 32 heads the two take 4.3 GB.
+Memory is O(T) but for FlexAttention's own column lists, which are a rectangle as long as the
+longest column: the sink's, T / 128. They are made by sorting, never through a dense T^2 / 128^2
+table for each row; at 524,288 tokens and 32 heads the two take 4.3 GB.
 
 Before a table is believed: at each length, out, dq, dk and dv of flash against cudnn, and of
 FlexAttention against libhpa on the same pairs; rows of out, lse and dq, and blocks of dk and dv, of
 every mask against plain formulas in double precision, at sampled query and key blocks; and at the
-shortest length, libhpa with every key kept against cudnn. Relative errors in the Frobenius norm. Exit
-status 1 when one is beyond the tolerance or a length could not be measured.
+shortest length, libhpa with every key kept against cudnn. Relative errors in the Frobenius norm.
+Exit status 1 when one is beyond the tolerance or a length could not be measured.
 
 FLOPs: 4 (forward) or 10 (backward) for each kept pair and element of a head.
---device cpu runs all but FlexAttention's backward, which PyTorch lacks there, on small shapes: a test
-of this program, not of speed.
+--device cpu runs all but FlexAttention's backward, which PyTorch lacks there, on small shapes: a
+test of this program, not of speed.
 """
 
 import argparse
@@ -58,7 +58,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 import hpa_ctypes as hpa
 from compare_checks import OUT_AND_GRADIENTS, TOLERANCE, Checks, check_samples
-from compare_report import TILE, print_report, say, say_result, write_json
+from compare_report import TILE, print_report, say, say_result, write_csv, write_json
 
 FLUSH_BYTES = 512 << 20
 DTYPES = {torch.float32: hpa.F32, torch.float16: hpa.F16, torch.bfloat16: hpa.BF16}
@@ -493,6 +493,7 @@ def parse():
     parser.add_argument("--no-check", action="store_true")
     parser.add_argument("--tolerance", type=float, help="of the checks, relative")
     parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--csv", metavar="FILE", help="whole steps, for bench/peers.gnuplot")
     options = parser.parse_args()
     options.batch = 1
     dtype = options.dtype or ("bf16" if options.device == "cuda" else "f32")
@@ -531,6 +532,8 @@ def main():
             say(f"T {case[1]}, heads of {case[0]}: NOT MEASURED: {error}")
         if options.json:
             write_json(options.json, machine, options, results, checks)
+        if options.csv:
+            write_csv(options.csv, results)
     print_report(results, options, "cudnn" if options.device == "cuda" else "math")
     if checks.failed:
         say("Not everything could be measured, or some errors are beyond the tolerance.")

@@ -1,4 +1,4 @@
-"""<hpa/hpa.h> for ctypes: the structures, field by field, and the calls that compare_torch.py makes.
+"""<hpa/hpa.h> for ctypes: the structures, field by field, and the calls made by compare_torch.py.
 
 Needs no package. `python3 hpa_ctypes.py` prints the size of every structure and the offset of every
 field, for comparison with what a C compiler says.

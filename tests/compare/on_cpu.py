@@ -12,7 +12,7 @@ if importlib.util.find_spec("torch") is None:
     print(f"skipped: {sys.executable} has no torch")
     sys.exit(77)
 
-report = work / "compare.json"
+report, steps = work / "compare.json", work / "steps.csv"
 command = [sys.executable, source / "bench" / "compare_torch.py", "--library", library, "--device",
            "cpu", "--dim", "64", "--heads", "4", "--kv-heads", "2", "--top-k", "128", "--window",
            "128", "--sink", "64", "--rounds", "1"]
@@ -29,7 +29,7 @@ def expect(condition, what):
         sys.exit(f"expected {what}")
 
 
-done = run("--seq", "1024,512", "--share-heads", "both", "--json", report)
+done = run("--seq", "1024,512", "--share-heads", "both", "--json", report, "--csv", steps)
 expect(done.returncode == 0, "exit status 0")
 expect(done.stdout.count("\n| 1,024 |") == 4, "a row for each block_k and sharing at 1024 tokens")
 written = json.loads(report.read_text(encoding="utf-8"))
@@ -39,6 +39,10 @@ for result in written["results"]:
     expect(all(ms > 0 for ms in result["ms"].values()), "times above 0")
     expect(abs(result["masks"]["128"]["tile_pairs_per_pair"] - 1) < 1e-9,
            "with block_k 128, as many pairs in FlexAttention's tiles as in libhpa's blocks")
+rows = [line.split(",") for line in steps.read_text(encoding="utf-8").split()]
+expect([row[0] for row in rows] == ["tokens", "1024", "512"], "a line for each length")
+expect(all(float(row[4]) > 0 and row[1] == "" for row in rows[1:]),
+       "steps of libhpa, and none of cuDNN on the CPU")
 checked = {(check["what"], check["tensor"]) for check in written["checks"]}
 for tensor in ("out", "lse", "dq", "dk", "dv"):
     expect(any(name == tensor for _, name in checked), f"a check of {tensor}")
