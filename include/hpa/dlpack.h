@@ -27,6 +27,7 @@
 extern "C" {
 #endif
 
+/* status, after writing to reason what is wrong with a field. */
 static inline hpa_status hpa_dlpack_refuse(hpa_status status, char *reason, const char *field,
                                            int64_t value, const char *expected)
 {
@@ -54,6 +55,7 @@ static inline int64_t hpa_dlpack_bytes(hpa_dtype dtype)
     }
 }
 
+/* One of ours for DLPack's code, bits and lanes. */
 static inline hpa_status hpa_dlpack_dtype(hpa_dtype *dtype, DLDataType from, char *reason)
 {
     const char *const expected =

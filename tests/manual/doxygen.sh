@@ -14,7 +14,7 @@ mkdir -p "$work/good" "$work/bad" "$work/source"
 cp -r "$source/include" "$source/manual" "$source/README.md" "$work/source"
 cd "$work/source"
 HPA_MANUAL=$work/good "$doxygen" manual/Doxyfile
-for page in index hpa_8h gradcheck_8h structhpa__desc; do
+for page in index hpa_8h gradcheck_8h dlpack_8h structhpa__desc; do
     [ -s "$work/good/html/$page.html" ] || fail "no page $page"
 done
 for call in $(sed -n 's/^HPA_API .*[ *]\(hpa_[a-z_]*\)(.*/\1/p' include/hpa/hpa.h include/hpa/gradcheck.h); do
