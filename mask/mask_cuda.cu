@@ -13,19 +13,38 @@ static __device__ void score_level(const mask_search &search, const mask_row &ro
                                    const tree_level<typename Scores::score> &level,
                                    bool queries_are_there, unsigned char *shared)
 {
-    for (int32_t n = (int32_t)threadIdx.x; n < level.n_children; n += (int32_t)blockDim.x)
-        level.score[n] = 0;
     for (int32_t first = 0; first < row.queries; first += search.query_room) {
         constexpr int32_t multiple = Scores::query_multiple;
         const int32_t count =
             min(search.query_room, (row.queries - first + multiple - 1) / multiple * multiple);
-        __syncthreads();
-        if (!queries_are_there)
+        if (!queries_are_there) {
+            __syncthreads();
             Scores::load_queries(search, row, shared, first, count);
+        }
         __syncthreads();
         Scores::score_level(search, row, level, shared, shared + search.keys_offset, count);
     }
     __syncthreads();
+}
+
+/* Keeps the best children of a level, which become the next level's where it is not the last. */
+template <typename Score>
+static __device__ int32_t choose(const mask_search &search, const tree_level<Score> &level,
+                                 bool last, int32_t *next_begin, int32_t *next_size,
+                                 choice *shared_choice)
+{
+    const int32_t wanted = (int32_t)(last ? search.g.tree_blocks : search.g.beam_nodes);
+    if constexpr (sizeof(Score) == sizeof(uint32_t))
+        if (level.n_children <= (int32_t)blockDim.x)
+            return choose_at_once(level, wanted, last, next_begin, next_size, search.list_room,
+                                  shared_choice);
+    Score *const score = level.score;
+    const auto limit = find_cut(score, level.n_children, wanted, shared_choice);
+    if (threadIdx.x < 32)
+        keep_and_split(level, limit, last, next_begin, next_size, shared_choice);
+    __syncthreads();
+    clear_scores(score, search.list_room);
+    return shared_choice->children;
 }
 
 /* Searches the row, leaves the candidates that it chose in *chosen, and returns their number. */
@@ -33,35 +52,34 @@ template <typename Scores>
 static __device__ int32_t search_tree(const mask_search &search, const mask_row &row,
                                       unsigned char *shared, choice *shared_choice,
                                       node_lists<typename Scores::score> lists,
+                                      tree_level<typename Scores::score> &level,
                                       const int32_t **chosen)
 {
     const hpa_geometry &g = search.g;
-    tree_level<typename Scores::score> level = {};
-    level.score = lists.score;
-    level.n_children = first_children(g, row.sets.candidates, lists.begin[0], lists.size[0]);
+    int32_t n_children = first_children(g, row.sets.candidates, lists.begin[0], lists.size[0]);
+    clear_scores(lists.score, search.list_room);
     int64_t widest = hpa_ceil_div(row.sets.candidates, hpa_first_nodes(&g, row.sets.candidates));
     bool queries_are_there = false;
     int now = 0;
     for (bool last = false; !last; now ^= 1) {
         widest = (widest + 1) / 2; /* from nodes to their children */
         last = widest == 1;
-        level.begin = lists.begin[now];
-        level.size = lists.size[now];
-        level.wanted = (int32_t)(last ? g.leaf_tokens : g.rep_tokens);
-        level.tokens = (uint32_t)hpa_min(level.wanted, widest << search.block_k_log2);
-        level.tokens_log2 = __popc(level.tokens) == 1 ? __ffs((int)level.tokens) - 1 : -1;
+        if (threadIdx.x == 0) {
+            const int64_t wanted = last ? g.leaf_tokens : g.rep_tokens;
+            const uint32_t tokens = (uint32_t)hpa_min(wanted, widest << search.block_k_log2);
+            level = {lists.begin[now], lists.size[now],
+                     lists.score,      n_children,
+                     tokens,           __popc(tokens) == 1 ? __ffs((int)tokens) - 1 : -1,
+                     (int32_t)wanted};
+        }
         score_level<Scores>(search, row, level, queries_are_there, shared);
         queries_are_there = row.queries <= search.query_room;
-        const auto limit = find_cut(level.score, level.n_children,
-                                    (int32_t)(last ? g.tree_blocks : g.beam_nodes), shared_choice);
-        if (threadIdx.x < 32)
-            keep_and_split(level, limit, last, lists.begin[now ^ 1], lists.size[now ^ 1],
-                           shared_choice);
-        __syncthreads();
-        level.n_children = shared_choice->children;
+        n_children =
+            choose(search, level, last, lists.begin[now ^ 1], lists.size[now ^ 1], shared_choice);
     }
+    __syncthreads();
     *chosen = lists.begin[now];
-    return level.n_children;
+    return n_children;
 }
 
 #define SHARED_ALIGNMENT 1024 /* of panels in the 128-byte swizzle */
@@ -73,6 +91,8 @@ static __global__ void __launch_bounds__(Scores::threads)
     extern __shared__ __align__(16) unsigned char unaligned[];
     __shared__ mask_row row;
     __shared__ choice shared_choice;
+    /* Not in registers, which the products need. */
+    __shared__ tree_level<typename Scores::score> level;
     unsigned char *const shared = unaligned + (0u - shared_offset(unaligned)) % SHARED_ALIGNMENT;
     unsigned char *memory = search.far_lists
                                 ? search.far_lists + blockIdx.x * search.far_lists_bytes
@@ -88,7 +108,8 @@ static __global__ void __launch_bounds__(Scores::threads)
         if (row.exists && search.g.tree_blocks == 0)
             chosen = lists.begin[0];
         else if (row.exists && row.sets.candidates > search.g.tree_blocks)
-            n_chosen = search_tree<Scores>(search, row, shared, &shared_choice, lists, &chosen);
+            n_chosen =
+                search_tree<Scores>(search, row, shared, &shared_choice, lists, level, &chosen);
         if (row.exists)
             write_row(search, row, chosen, n_chosen);
         else if (threadIdx.x == 0)
@@ -117,25 +138,26 @@ struct mask_variant {
     int query_bytes; /* of one query in shared memory; 0: a padded row of head_dim */
     int least_threads, most_threads;
     int query_multiple; /* queries are padded to a multiple of this */
+    int warp_bytes;     /* of shared memory, that each warp has to itself */
 };
 
 static size_t scratch_bytes(const hpa_plan *plan);
 static hpa_status mask_build_cuda(const hpa_plan *plan, const hpa_inputs *in, void *mask,
                                   const hpa_exec *exec);
 
-#define VARIANT(name, dtype, head_dim, queries, sm90a, Scores, query_bytes)                 \
+#define VARIANT(name, dtype, head_dim, queries, sm90a, Scores, query_bytes, warp_bytes)     \
     {                                                                                       \
         {name, scratch_bytes, mask_build_cuda}, dtype, head_dim, queries, sm90a,            \
             mask_build_kernel<Scores>, query_bytes, Scores::least_threads, Scores::threads, \
-            Scores::query_multiple                                                          \
+            Scores::query_multiple, warp_bytes                                              \
     }
 #define SM90(dtype, T, steps)                                                        \
     VARIANT("mask_sm90", dtype, 32 * steps, 48, true, SINGLE(sm90_scores<T, steps>), \
-            SINGLE(sm90_scores<T, steps>::query_bytes))
+            SINGLE(sm90_scores<T, steps>::query_bytes), SINGLE(sm90_scores<T, steps>::warp_bytes))
 #define MMA(dtype, T, steps, groups)                                                       \
     VARIANT("mask_mma", dtype, 32 * steps, 0, false, SINGLE(mma_scores<T, steps, groups>), \
-            SINGLE(mma_scores<T, steps, groups>::query_bytes))
-#define SIMT(dtype, T) VARIANT("mask_simt", dtype, 256, 0, false, simt_scores<T>, 0)
+            SINGLE(mma_scores<T, steps, groups>::query_bytes), 0)
+#define SIMT(dtype, T) VARIANT("mask_simt", dtype, 256, 0, false, simt_scores<T>, 0, 0)
 #define SINGLE(...) __VA_ARGS__
 
 static const mask_variant mask_variants[] = {
@@ -195,10 +217,11 @@ static int64_t query_bytes(const hpa_plan *plan, const mask_variant *variant)
     return plan->geometry.head_dim * (int64_t)hpa_dtype_size(plan->desc.dtype) + 16;
 }
 
-/* A tile of keys, where they do not go straight into registers. */
-static int64_t keys_bytes(const hpa_plan *plan, const mask_variant *variant)
+/* Keys on their way to the registers. */
+static int64_t keys_bytes(const hpa_plan *plan, const mask_variant *variant, int64_t threads)
 {
-    return variant->query_bytes > 0 ? 0 : 32 * query_bytes(plan, variant);
+    const int64_t shared = variant->query_bytes > 0 ? 0 : 32 * query_bytes(plan, variant);
+    return shared + threads / 32 * variant->warp_bytes;
 }
 
 /* As many threads as keep a multiprocessor busiest with the blocks whose queries it can hold; fewer
@@ -207,11 +230,12 @@ static int64_t choose_threads(const hpa_plan *plan, const mask_variant *variant,
                               int64_t lists_bytes)
 {
     const int64_t queries = round_up(most_queries(&plan->geometry), variant->query_multiple);
-    const int64_t bytes = queries * query_bytes(plan, variant) + keys_bytes(plan, variant) +
-                          lists_bytes + SHARED_ALIGNMENT + STATIC_SHARED_BYTES;
-    const int64_t fit = hpa_max(1, plan->cuda.shared_bytes_each / bytes);
+    const int64_t without_keys =
+        queries * query_bytes(plan, variant) + lists_bytes + SHARED_ALIGNMENT + STATIC_SHARED_BYTES;
     int64_t best = variant->least_threads, busiest = 0;
     for (int64_t t = variant->least_threads; t <= variant->most_threads; t += 128) {
+        const int64_t bytes = without_keys + keys_bytes(plan, variant, t);
+        const int64_t fit = hpa_max(1, plan->cuda.shared_bytes_each / bytes);
         const int64_t blocks = hpa_min(fit, THREADS_EACH / t);
         if (blocks * t > busiest) {
             busiest = blocks * t;
@@ -241,7 +265,7 @@ static mask_launch choose_launch(const hpa_plan *plan)
         near_lists = 0;
     }
     launch.threads = choose_threads(plan, v, near_lists);
-    const int64_t keys = keys_bytes(plan, v), query = query_bytes(plan, v);
+    const int64_t keys = keys_bytes(plan, v, launch.threads), query = query_bytes(plan, v);
     const int64_t room =
         plan->cuda.shared_bytes - STATIC_SHARED_BYTES - SHARED_ALIGNMENT - keys - near_lists;
     launch.query_room = hpa_min(round_up(most_queries(g), v->query_multiple),
@@ -297,7 +321,10 @@ static mask_search search_of(const hpa_plan *plan, const hpa_inputs *in, const h
     search.mask = *m;
     search.q = rows_of(&in->q, plan->geometry.packed);
     search.k = rows_of(&in->k, plan->geometry.packed);
-    search.by_16_bytes = begins_by_16_bytes(&in->q) && begins_by_16_bytes(&in->k);
+    const int64_t row_bytes = 2 * search.k.strides.token;
+    search.by_16_bytes = begins_by_16_bytes(&in->q) && begins_by_16_bytes(&in->k) &&
+                         row_bytes >= 0 && row_bytes <= UINT32_MAX;
+    search.k_row_bytes = search.by_16_bytes ? (uint32_t)row_bytes : 0;
     while ((int64_t)1 << search.block_k_log2 < plan->geometry.block_k)
         search.block_k_log2++;
     search.list_room = (int32_t)launch->list_room;

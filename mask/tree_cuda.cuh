@@ -12,7 +12,8 @@ struct mask_search {
     hpa_geometry g;
     hpa_mask mask;
     tensor_rows q, k;
-    bool by_16_bytes; /* rows of q and k begin at multiples of 16 bytes */
+    bool by_16_bytes;     /* rows of q and k begin at multiples of 16 bytes; and then, ... */
+    uint32_t k_row_bytes; /* ... with 16-bit elements, from one token of k to the next */
     int32_t block_k_log2;
     int32_t list_room;        /* children that a row can have */
     int32_t query_room;       /* queries that shared memory holds at a time */
@@ -111,6 +112,12 @@ template <typename Score> struct tree_level {
     int32_t wanted;      /* rep_tokens or leaf_tokens */
 };
 
+template <typename Score> __device__ __forceinline__ void clear_scores(Score *score, int32_t count)
+{
+    for (int32_t n = (int32_t)threadIdx.x; n < count; n += (int32_t)blockDim.x)
+        score[n] = 0;
+}
+
 /* Writes the children of the nodes that the search starts with, and returns their number. Sizes of
  * nodes differ by one at most, so that either all are split or every child is one candidate. */
 __device__ __forceinline__ int32_t first_children(const hpa_geometry &g, int64_t candidates,
@@ -178,6 +185,7 @@ struct choice {
     int32_t histogram[256];
     int32_t digit, above, equal; /* the digit of the last child kept, children above it and at it */
     int32_t kept, children;
+    int32_t of_warp[32];
 };
 
 /* Which children are kept: those above `lowest`, and the first `ties` of those equal to it. */
@@ -278,6 +286,91 @@ __device__ __forceinline__ void keep_and_split(const tree_level<Score> &level, c
     }
     if (lane == 0)
         shared->children = written;
+}
+
+/* One number from each warp of the block; every thread gets the sum of those before its own warp, and
+ * *total of all. */
+__device__ __forceinline__ int32_t sum_of_warps(int32_t of_this_warp, int32_t *total,
+                                                choice *shared)
+{
+    const int warps = (int)blockDim.x / 32, warp = (int)threadIdx.x / 32;
+    if (threadIdx.x % 32 == 0)
+        shared->of_warp[warp] = of_this_warp;
+    __syncthreads();
+    int32_t before = 0;
+    *total = 0;
+    for (int n = 0; n < warps; n++) {
+        before += n < warp ? shared->of_warp[n] : 0;
+        *total += shared->of_warp[n];
+    }
+    return before;
+}
+
+/* Of the kept children, which are more than wanted because the last of them are equal, the first of
+ * those: better says how many children are better than this thread's. */
+__device__ __forceinline__ bool break_ties(bool keep, int32_t better, int32_t wanted,
+                                           choice *shared)
+{
+    const uint32_t before = (1u << threadIdx.x % 32) - 1;
+    __syncthreads();
+    if (threadIdx.x == 0)
+        shared->equal = 0;
+    __syncthreads();
+    if (keep)
+        atomicMax(&shared->equal, better);
+    __syncthreads();
+    const int32_t above = shared->equal;
+    const bool tied = keep && better == above;
+    const uint32_t ties = __ballot_sync(0xffffffffu, tied);
+    int32_t total;
+    const int32_t earlier = sum_of_warps(__popc(ties), &total, shared) + __popc(ties & before);
+    __syncthreads();
+    return keep && (!tied || above + earlier < wanted);
+}
+
+/* find_cut and keep_and_split for at most as many children as the block has threads, one each: a
+ * child is kept when fewer than `wanted` are better. Leaves zeros for the scores of the next level,
+ * and returns its number of children. */
+__device__ __forceinline__ int32_t choose_at_once(const tree_level<uint32_t> &level, int32_t wanted,
+                                                  bool last, int32_t *next_begin,
+                                                  int32_t *next_size, int32_t list_room,
+                                                  choice *shared)
+{
+    const int32_t i = (int32_t)threadIdx.x;
+    const uint32_t before = (1u << i % 32) - 1;
+    const bool exists = i < level.n_children;
+    const uint32_t mine = exists ? level.score[i] : 0;
+    const int32_t begin = exists ? level.begin[i] : 0, size = exists ? level.size[i] : 0;
+    uint32_t *const score = level.score; /* level is the next one's as soon as all have come past */
+    int32_t better = 0;
+#pragma unroll 8
+    for (int32_t n = 0; n < level.n_children; n += 4) { /* past the last are zeros */
+        const uint4 four = *reinterpret_cast<const uint4 *>(level.score + n);
+        better += (four.x > mine) + (four.y > mine) + (four.z > mine) + (four.w > mine);
+    }
+    bool keep = exists && better < wanted, split = keep && !last && size > 1;
+    int32_t total;
+    uint32_t kept = __ballot_sync(0xffffffffu, keep), twice = __ballot_sync(0xffffffffu, split);
+    int32_t at = sum_of_warps(__popc(kept) + (__popc(twice) << 16), &total, shared);
+    if ((total & 0xffff) > wanted) {
+        keep = break_ties(keep, better, wanted, shared);
+        split = split && keep;
+        kept = __ballot_sync(0xffffffffu, keep);
+        twice = __ballot_sync(0xffffffffu, split);
+        at = sum_of_warps(__popc(kept) + (__popc(twice) << 16), &total, shared);
+    }
+    at = (at & 0xffff) + (at >> 16) + __popc(kept & before) + __popc(twice & before);
+    if (keep) {
+        const int32_t half = (int32_t)hpa_node_middle(begin, begin + size) - begin;
+        next_begin[at] = begin;
+        next_size[at] = split ? half : size;
+        if (split) {
+            next_begin[at + 1] = begin + half;
+            next_size[at + 1] = size - half;
+        }
+    }
+    clear_scores(score, list_room);
+    return (total & 0xffff) + (total >> 16);
 }
 
 /* The row's blocks, ascending: sinks, chosen before the window, window, chosen after it. chosen are
