@@ -15,16 +15,9 @@ bool adamw_clip(model *m, double longest, double *norm, failure *why)
 
 void adamw_update(model *m, adamw_step step)
 {
-    double decay = step.weight_decay;
-    for (int64_t n = 0; n < m->n_infos; n++) {
-        int64_t offset = m->infos[n].offset;
-        step.weight_decay = m->infos[n].columns > 0 ? decay : 0;
-        m->on->op->adamw(m->on, number_at(m->on, m->weights.all, offset),
-                         number_at(m->on, m->first_moments, offset),
-                         number_at(m->on, m->second_moments, offset),
-                         number_at(m->on, m->gradients.all, offset), m->infos[n].count, &step);
-    }
-    model_weights_changed(m);
+    step.decayed = m->n_decayed;
+    m->on->op->adamw(m->on, m->weights.all, m->weights.operands, m->first_moments,
+                     m->second_moments, m->gradients.all, m->n_weights, &step);
 }
 
 double learning_rate_at(int64_t step, int64_t steps, int64_t warmup, double highest, double lowest)

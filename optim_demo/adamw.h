@@ -9,7 +9,7 @@
  * `longest`; 0: no limit. */
 bool adamw_clip(model *m, double longest, double *norm, failure *why);
 
-/* One step of all weights. step.weight_decay is that of matrices. */
+/* One step of all weights. step.weight_decay is that of matrices; step.decayed need not be set. */
 void adamw_update(model *m, adamw_step step);
 
 /* Rises in a line over the warm-up, then falls along a cosine to `lowest`. step 0, 1, ... */

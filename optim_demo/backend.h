@@ -45,7 +45,8 @@ typedef enum into {
 
 typedef struct adamw_step {
     double beta1, beta2, weight_decay, learning_rate;
-    int64_t number; /* 1, 2, ... */
+    int64_t decayed; /* weights that decay: the first of all */
+    int64_t number;  /* 1, 2, ... */
 } adamw_step;
 
 #define NORM_EPSILON 1e-5  /* keeps a row of zeros finite */
@@ -79,14 +80,18 @@ typedef struct operations {
     /* to (n), operands, = from, numbers, rounded. */
     void (*round)(backend *on, void *to, const void *from, int64_t n);
 
-    /* out (N, C), operands, = weight (C) * in (N, C) / root mean square of the row; scale (N) is
-     * the reciprocal of that root, kept for the backward. */
-    void (*rmsnorm_forward)(backend *on, void *out, void *scale, const void *in, const void *weight,
-                            int64_t N, int64_t C);
-    /* d_in (N, C) and d_weight (C) are added to; d_out (N, C): operands. */
-    void (*rmsnorm_backward)(backend *on, void *d_in, void *d_weight, const void *d_out,
-                             const void *in, const void *scale, const void *weight, int64_t N,
-                             int64_t C);
+    /* The residual stream and its norm: sum (N, C) = in (N, C) + branch (N, C), operands; then
+     * out (N, C), operands, = weight (C) * sum / root mean square of the row. scale (N) is the
+     * reciprocal of that root, kept for the backward. branch NULL: the norm of `in`, and sum is
+     * not written. */
+    void (*rmsnorm_forward)(backend *on, void *out, void *scale, void *sum, const void *in,
+                            const void *branch, const void *weight, int64_t N, int64_t C);
+    /* d_in (N, C) is the gradient, INTO_NUMBERS, or that much more, ONTO_NUMBERS; rounded (N, C),
+     * operands, is a copy of it, and may be d_in where operands are numbers. d_weight (C) is added
+     * to; d_out (N, C): operands; in (N, C): what was normed. */
+    void (*rmsnorm_backward)(backend *on, into where, void *d_in, void *rounded, void *d_weight,
+                             const void *d_out, const void *in, const void *scale,
+                             const void *weight, int64_t N, int64_t C);
 
     /* Rotates, in place, the first `heads` heads of each row of x (N, stride), operands, by the
      * angles of rope_table. Row n stands at position first + n % T. direction 1 goes forward; -1
@@ -111,11 +116,15 @@ typedef struct operations {
     void (*cross_entropy)(backend *on, void *losses, void *d_logits, void *logits,
                           const uint8_t *targets, double factor, int64_t N, int64_t V);
 
-    /* The optimizer, on n numbers each. first and second are the running means of the gradient and
-     * of its square. */
-    void (*adamw)(backend *on, void *weights, void *first, void *second, const void *gradients,
-                  int64_t n, const adamw_step *step);
+    /* The optimizer, on n numbers each. first and second are the running means of the gradient
+     * and of its square; rounded (n), operands, is a copy of the new weights, and may be `weights`
+     * where operands are numbers. */
+    void (*adamw)(backend *on, void *weights, void *rounded, void *first, void *second,
+                  const void *gradients, int64_t n, const adamw_step *step);
     void (*scale)(backend *on, void *x, double factor, int64_t n);
+
+    /* Of n numbers, in double precision; they wait for all the work so far. */
+    bool (*sum)(backend *on, const void *x, int64_t n, double *sum, failure *why);
     bool (*sum_of_squares)(backend *on, const void *x, int64_t n, double *sum, failure *why);
 
     /* Draws a byte from softmax(logits (V) / temperature); temperature 0: the likeliest. */

@@ -51,15 +51,17 @@ static void round_numbers(backend *on, void *to, const void *from, int64_t n)
 
 static const real epsilon = (real)NORM_EPSILON;
 
-static void rmsnorm_forward(backend *on, void *out_, void *scale_, const void *in_,
-                            const void *weight_, int64_t N, int64_t C)
+static void rmsnorm_forward(backend *on, void *out_, void *scale_, void *sum_, const void *in_,
+                            const void *branch_, const void *weight_, int64_t N, int64_t C)
 {
-    real *out = out_, *scale = scale_;
-    const real *in = in_, *weight = weight_;
+    real *out = out_, *scale = scale_, *sum = sum_;
+    const real *in = in_, *branch = branch_, *weight = weight_;
     (void)on;
 #pragma omp parallel for
     for (int64_t n = 0; n < N; n++) {
-        const real *x = in + n * C;
+        for (int64_t c = 0; branch && c < C; c++)
+            sum[n * C + c] = in[n * C + c] + branch[n * C + c];
+        const real *x = (branch ? sum : in) + n * C;
         real squares = 0;
 #pragma omp simd reduction(+ : squares)
         for (int64_t c = 0; c < C; c++)
@@ -71,9 +73,9 @@ static void rmsnorm_forward(backend *on, void *out_, void *scale_, const void *i
     }
 }
 
-static void rmsnorm_backward(backend *on, void *d_in_, void *d_weight_, const void *d_out_,
-                             const void *in_, const void *scale_, const void *weight_, int64_t N,
-                             int64_t C)
+static void rmsnorm_backward(backend *on, into where, void *d_in_, void *rounded, void *d_weight_,
+                             const void *d_out_, const void *in_, const void *scale_,
+                             const void *weight_, int64_t N, int64_t C)
 {
     real *d_in = d_in_, *d_weight = d_weight_;
     const real *d_out = d_out_, *in = in_, *scale = scale_, *weight = weight_;
@@ -88,8 +90,11 @@ static void rmsnorm_backward(backend *on, void *d_in_, void *d_weight_, const vo
         /* forward: y = w x s,   s = (mean x^2 + epsilon)^-1/2   =>   ds/dx = -s^3 x / C */
         real pull = s * s * s * dot / (real)C;
         for (int64_t c = 0; c < C; c++)
-            d_in[n * C + c] += dy[c] * weight[c] * s - pull * x[c];
+            d_in[n * C + c] =
+                (where == ONTO_NUMBERS ? d_in[n * C + c] : 0) + dy[c] * weight[c] * s - pull * x[c];
     }
+    if (rounded != d_in)
+        round_numbers(on, rounded, d_in, N * C);
     /* forward: y = w x s   =>   dw += sum over rows of dy x s. A thread owns some columns. */
     enum { COLUMNS = 16 };
 #pragma omp parallel for
@@ -216,12 +221,11 @@ static void cross_entropy(backend *on, void *losses_, void *d_logits_, void *log
     }
 }
 
-static void adamw(backend *on, void *weights_, void *first_, void *second_, const void *gradients_,
-                  int64_t n, const adamw_step *step)
+static void adamw(backend *on, void *weights_, void *rounded, void *first_, void *second_,
+                  const void *gradients_, int64_t n, const adamw_step *step)
 {
     real *weights = weights_, *first = first_, *second = second_;
     const real *gradients = gradients_;
-    (void)on;
     real beta1 = (real)step->beta1, beta2 = (real)step->beta2;
     /* The running means start at zero: undo that bias. */
     real unbias1 = (real)(1 / (1 - pow(step->beta1, (double)step->number)));
@@ -234,8 +238,11 @@ static void adamw(backend *on, void *weights_, void *first_, void *second_, cons
         first[i] = beta1 * first[i] + (1 - beta1) * g;
         second[i] = beta2 * second[i] + (1 - beta2) * g * g;
         real root = sqrt(second[i] * unbias2);
-        weights[i] = keep * weights[i] - rate * first[i] * unbias1 / (root + (real)ADAMW_EPSILON);
+        weights[i] = (i < step->decayed ? keep : 1) * weights[i] -
+                     rate * first[i] * unbias1 / (root + (real)ADAMW_EPSILON);
     }
+    if (rounded != weights)
+        round_numbers(on, rounded, weights, n);
 }
 
 static void scale(backend *on, void *x_, double factor, int64_t n)
@@ -248,20 +255,32 @@ static void scale(backend *on, void *x_, double factor, int64_t n)
 }
 
 /* In an order that does not depend on the number of threads. */
-static bool sum_of_squares(backend *on, const void *x_, int64_t n, double *sum, failure *why)
+static double sum_in_chunks(const real *x, int64_t n, bool squared)
 {
-    const real *x = x_;
     enum { CHUNK = 1 << 15 };
-    (void)on, (void)why;
-    *sum = 0;
+    double sum = 0;
     for (int64_t first = 0; first < n; first += CHUNK) {
         int64_t last = first + CHUNK < n ? first + CHUNK : n;
         double chunk = 0;
 #pragma omp simd reduction(+ : chunk)
         for (int64_t i = first; i < last; i++)
-            chunk += (double)x[i] * (double)x[i];
-        *sum += chunk;
+            chunk += (double)x[i] * (squared ? (double)x[i] : 1);
+        sum += chunk;
     }
+    return sum;
+}
+
+static bool sum(backend *on, const void *x, int64_t n, double *sum, failure *why)
+{
+    (void)on, (void)why;
+    *sum = sum_in_chunks(x, n, false);
+    return true;
+}
+
+static bool sum_of_squares(backend *on, const void *x, int64_t n, double *sum, failure *why)
+{
+    (void)on, (void)why;
+    *sum = sum_in_chunks(x, n, true);
     return true;
 }
 
@@ -311,5 +330,6 @@ const operations CPU_OPERATIONS = {.close = cpu_close,
                                    .cross_entropy = cross_entropy,
                                    .adamw = adamw,
                                    .scale = scale,
+                                   .sum = sum,
                                    .sum_of_squares = sum_of_squares,
                                    .draw = draw};

@@ -49,20 +49,53 @@ int64_t blocks_for(int64_t n)
 
 /* Elements */
 
-template <typename T> __device__ float value(T x)
+/* W elements side by side, which a thread reads or writes at once: 16 bytes are best. Where the
+ * length of rows is no multiple of a useful W, one by one: BY_WIDTH says which. */
+template <typename T, int W> struct alignas(W * sizeof(T)) pack {
+    T at[W];
+};
+
+template <int W, typename T> __device__ void load(float (&to)[W], const T *from)
 {
-    return (float)x;
+    const pack<T, W> x = *reinterpret_cast<const pack<T, W> *>(from);
+#pragma unroll
+    for (int w = 0; w < W; w++)
+        to[w] = (float)x.at[w];
 }
 
-template <typename T> __device__ T rounded(float x)
+template <int W, typename T> __device__ void store(T *to, const float (&from)[W])
 {
-    return (T)x;
+    pack<T, W> x;
+#pragma unroll
+    for (int w = 0; w < W; w++)
+        x.at[w] = (T)from[w]; /* to the nearest */
+    *reinterpret_cast<pack<T, W> *>(to) = x;
 }
 
-template <> __device__ __nv_bfloat16 rounded(float x)
+#define BY_WIDTH(wide, length, ...)   \
+    do {                              \
+        if ((length) % (wide) == 0) { \
+            constexpr int W = (wide); \
+            __VA_ARGS__;              \
+        } else {                      \
+            constexpr int W = 1;      \
+            __VA_ARGS__;              \
+        }                             \
+    } while (0)
+
+/* A block for rows of so many packs: the threads that share a row, and rows. */
+dim3 row_block(int64_t packs)
 {
-    return __float2bfloat16_rn(x);
+    const unsigned across = (unsigned)(packs < threads ? packs : threads);
+    return dim3(across, (unsigned)threads / across);
 }
+
+/* Over the packs of row n in such a block; `return` where there is no row n. */
+#define FOR_EACH_PACK(n, N, at, packs)                                       \
+    const int64_t n = blockIdx.x * (int64_t)blockDim.y + threadIdx.y;        \
+    if (n >= (N))                                                            \
+        return;                                                              \
+    for (int64_t at = threadIdx.x; at < (packs); at += blockDim.x)
 
 __device__ float warp_sum(float x)
 {
@@ -90,7 +123,6 @@ void product(backend *on, cublasOperation_t op_a, cublasOperation_t op_b, int64_
              int64_t k, const void *a, int64_t lda, const void *b, int64_t ldb, float beta, void *c,
              cudaDataType c_type)
 {
-    const phase before = device_enter(on, PHASE_PRODUCTS);
     const float one = 1;
     cublasHandle_t blas = static_cast<cuda_backend *>(static_cast<void *>(on))->blas;
     device_check_blas(on,
@@ -98,157 +130,227 @@ void product(backend *on, cublasOperation_t op_a, cublasOperation_t op_b, int64_
                                    (int)ldb, a, type_of<T>, (int)lda, &beta, c, c_type, (int)n,
                                    CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
                       "cublasGemmEx");
-    device_enter(on, before);
 }
 
 template <typename T>
 void linear_forward(backend *on, into where, void *out, const void *in, const void *weight,
                     int64_t N, int64_t K, int64_t O)
 {
+    const phase before = device_enter(on, PHASE_PRODUCTS);
     product<T>(on, CUBLAS_OP_N, CUBLAS_OP_T, N, O, K, in, K, weight, K,
                where == ONTO_NUMBERS ? 1 : 0, out,
                where == INTO_OPERANDS ? type_of<T> : CUDA_R_32F);
+    device_enter(on, before);
 }
 
 template <typename T>
 void linear_backward(backend *on, void *d_in, void *d_weight, const void *d_out, const void *in,
                      const void *weight, int64_t N, int64_t K, int64_t O)
 {
+    const phase before = device_enter(on, PHASE_PRODUCTS);
     /* forward: out = in weight^T   =>   d_in = d_out weight,   d_weight += d_out^T in */
     product<T>(on, CUBLAS_OP_N, CUBLAS_OP_N, N, K, O, d_out, O, weight, K, 0, d_in, type_of<T>);
     product<T>(on, CUBLAS_OP_T, CUBLAS_OP_N, O, K, N, d_out, O, in, K, 1, d_weight, CUDA_R_32F);
+    device_enter(on, before);
 }
 
-template <typename T> __global__ void round_kernel(T *to, const float *from, int64_t n)
+template <typename T, int W> __global__ void round_kernel(T *to, const float *from, int64_t packs)
 {
-    FOR_EACH(i, n)
-        to[i] = rounded<T>(from[i]);
+    FOR_EACH(i, packs) {
+        float x[W];
+        load(x, from + i * W);
+        store(to + i * W, x);
+    }
 }
 
 template <typename T> void round_numbers(backend *on, void *to, const void *from, int64_t n)
 {
-    LAUNCH(on, round_kernel<T>, blocks_for(n), threads, (T *)to, (const float *)from, n);
+    BY_WIDTH(8, n, LAUNCH(on, (round_kernel<T, W>), blocks_for(n / W), threads, (T *)to,
+                          (const float *)from, n / W));
 }
 
-/* Sums over the rows of a batch */
+/* Sums over the rows of a batch: over some rows by each of many blocks, into `partial`, and then
+ * over the blocks. */
 
-constexpr int64_t most_chunks = 128;
-
-/* sums[i] += partial[0][i] + partial[1][i] + ..., partial (chunks, n) */
+/* sums[i] += partial[0][i] + partial[1][i] + ..., partial (chunks, n). A block of warp x warp
+ * threads for each 32 sums. */
 __global__ void add_chunks_kernel(float *sums, const float *partial, int64_t chunks, int64_t n)
 {
-    FOR_EACH(i, n) {
-        float sum = 0;
-        for (int64_t chunk = 0; chunk < chunks; chunk++)
-            sum += partial[chunk * n + i];
-        sums[i] += sum;
-    }
+    __shared__ float parts[warp][warp + 1];
+    const int64_t i = blockIdx.x * (int64_t)warp + threadIdx.x;
+    float part = 0;
+#pragma unroll 8
+    for (int64_t chunk = threadIdx.y; chunk < chunks; chunk += warp)
+        part += i < n ? partial[chunk * n + i] : 0;
+    parts[threadIdx.x][threadIdx.y] = part;
+    __syncthreads();
+    const float sum = warp_sum(parts[threadIdx.y][threadIdx.x]);
+    const int64_t summed = blockIdx.x * (int64_t)warp + threadIdx.y;
+    if (threadIdx.x == 0 && summed < n)
+        sums[summed] += sum;
+}
+
+void add_chunks(backend *on, void *sums, const float *partial, int64_t chunks, int64_t n)
+{
+    LAUNCH(on, add_chunks_kernel, ceil_div(n, warp), dim3(warp, warp), (float *)sums, partial,
+           chunks, n);
 }
 
 /* RMSNorm: a warp for each row */
 
-template <typename T>
-__global__ void rmsnorm_forward_kernel(T *out, float *scale, const float *in, const float *weight,
-                                       int64_t N, int64_t C)
+template <typename T, int W>
+__global__ void rmsnorm_forward_kernel(T *out, float *scale, float *sum, const float *in,
+                                       const T *branch, const float *weight, int64_t N, int64_t C)
 {
     const int64_t n = blockIdx.x * (int64_t)warps + threadIdx.x / warp;
     const int lane = threadIdx.x % warp;
     if (n >= N)
         return;
-    const float *x = in + n * C;
-    float squares = 0;
-    for (int64_t c = lane; c < C; c += warp)
-        squares += x[c] * x[c];
+    /* The second reading of a row finds it in the nearest cache. */
+    const auto read = [=](float(&x)[W], int64_t c) {
+        load(x, in + n * C + c);
+        if (branch) {
+            float more[W];
+            load(more, branch + n * C + c);
+            for (int w = 0; w < W; w++)
+                x[w] += more[w];
+        }
+    };
+    float squares = 0, x[W], weights[W];
+    for (int64_t c = lane * W; c < C; c += warp * W) {
+        read(x, c);
+        for (int w = 0; w < W; w++)
+            squares += x[w] * x[w];
+    }
     const float s = 1 / sqrtf(warp_sum(squares) / (float)C + (float)NORM_EPSILON);
-    for (int64_t c = lane; c < C; c += warp)
-        out[n * C + c] = rounded<T>(weight[c] * x[c] * s);
+    for (int64_t c = lane * W; c < C; c += warp * W) {
+        read(x, c);
+        load(weights, weight + c);
+        if (branch)
+            store(sum + n * C + c, x);
+        for (int w = 0; w < W; w++)
+            x[w] = weights[w] * x[w] * s;
+        store(out + n * C + c, x);
+    }
     if (lane == 0)
         scale[n] = s;
 }
 
 template <typename T>
-void rmsnorm_forward(backend *on, void *out, void *scale, const void *in, const void *weight,
-                     int64_t N, int64_t C)
+void rmsnorm_forward(backend *on, void *out, void *scale, void *sum, const void *in,
+                     const void *branch, const void *weight, int64_t N, int64_t C)
 {
-    LAUNCH(on, rmsnorm_forward_kernel<T>, ceil_div(N, warps), threads, (T *)out, (float *)scale,
-           (const float *)in, (const float *)weight, N, C);
+    BY_WIDTH(4, C, LAUNCH(on, (rmsnorm_forward_kernel<T, W>), ceil_div(N, warps), threads, (T *)out,
+                          (float *)scale, (float *)sum, (const float *)in, (const T *)branch,
+                          (const float *)weight, N, C));
 }
 
-template <typename T>
-__global__ void rmsnorm_backward_kernel(float *d_in, const T *d_out, const float *in,
-                                        const float *scale, const float *weight, int64_t N,
-                                        int64_t C)
-{
-    const int64_t n = blockIdx.x * (int64_t)warps + threadIdx.x / warp;
-    const int lane = threadIdx.x % warp;
-    if (n >= N)
-        return;
-    const float *x = in + n * C;
-    const T *dy = d_out + n * C;
-    const float s = scale[n];
-    float dot = 0;
-    for (int64_t c = lane; c < C; c += warp)
-        dot += value(dy[c]) * weight[c] * x[c];
-    /* forward: y = w x s,   s = (mean x^2 + epsilon)^-1/2   =>   ds/dx = -s^3 x / C */
-    const float pull = s * s * s * warp_sum(dot) / (float)C;
-    for (int64_t c = lane; c < C; c += warp)
-        d_in[n * C + c] += value(dy[c]) * weight[c] * s - pull * x[c];
-}
+/* Packs of a row that a warp keeps sums of; longer rows are shared out among blockIdx.y. */
+constexpr int norm_packs = 4;
 
-/* A block of 32 columns by `warps` rows goes down the rows of chunk blockIdx.y. */
-template <typename T>
-__global__ void norm_weight_kernel(float *partial, const T *d_out, const float *in,
-                                   const float *scale, int64_t N, int64_t C, int64_t rows)
+/* Each warp goes down every `warps`-th row of chunk blockIdx.x. partial (chunks, C) */
+template <typename T, int W>
+__global__ void rmsnorm_backward_kernel(float *d_in, T *rounded, float *partial, bool onto,
+                                        const T *d_out, const float *in, const float *scale,
+                                        const float *weight, int64_t N, int64_t C, int64_t rows)
 {
-    __shared__ float sums[warps][warp];
-    const int64_t c = blockIdx.x * (int64_t)warp + threadIdx.x;
-    const int64_t first = blockIdx.y * rows, end = first + rows < N ? first + rows : N;
-    float sum = 0;
-    /* forward: y = w x s   =>   dw += sum over rows of dy x s */
-    for (int64_t n = first + threadIdx.y; c < C && n < end; n += warps)
-        sum += value(d_out[n * C + c]) * in[n * C + c] * scale[n];
-    sums[threadIdx.y][threadIdx.x] = sum;
+    constexpr int columns = norm_packs * warp * W;
+    __shared__ float block_sums[warps][columns];
+    const int lane = threadIdx.x % warp, row = threadIdx.x / warp;
+    const int64_t first = blockIdx.x * rows, end = first + rows < N ? first + rows : N;
+    const int64_t first_column = blockIdx.y * (int64_t)columns;
+    float sums[norm_packs][W] = {};
+    for (int64_t n = first + row; n < end; n += warps) {
+        const float s = scale[n];
+        float dot = 0, dy[W], x[W], w[W], dx[W];
+        for (int64_t c = lane * W; c < C; c += warp * W) {
+            load(dy, d_out + n * C + c);
+            load(x, in + n * C + c);
+            load(w, weight + c);
+            for (int i = 0; i < W; i++)
+                dot += dy[i] * w[i] * x[i];
+        }
+        /* forward: y = w x s,   s = (mean x^2 + epsilon)^-1/2   =>   ds/dx = -s^3 x / C,
+         *                                                            dw += dy x s */
+        const float pull = s * s * s * warp_sum(dot) / (float)C;
+#pragma unroll
+        for (int p = 0; p < norm_packs; p++) {
+            const int64_t c = first_column + (p * warp + lane) * W;
+            if (c >= C)
+                continue;
+            load(dy, d_out + n * C + c);
+            load(x, in + n * C + c);
+            load(w, weight + c);
+            for (int i = 0; i < W; i++)
+                dx[i] = 0;
+            if (onto)
+                load(dx, d_in + n * C + c);
+            for (int i = 0; i < W; i++) {
+                dx[i] += dy[i] * w[i] * s - pull * x[i];
+                sums[p][i] += dy[i] * x[i] * s;
+            }
+            store(d_in + n * C + c, dx);
+            if (rounded)
+                store(rounded + n * C + c, dx);
+        }
+    }
+#pragma unroll
+    for (int p = 0; p < norm_packs; p++)
+        for (int i = 0; i < W; i++)
+            block_sums[row][(p * warp + lane) * W + i] = sums[p][i];
     __syncthreads();
-    if (threadIdx.y > 0 || c >= C)
-        return;
-    for (int row = 1; row < warps; row++)
-        sum += sums[row][threadIdx.x];
-    partial[blockIdx.y * C + c] = sum;
+    for (int c = threadIdx.x; c < columns && first_column + c < C; c += threads) {
+        float sum = 0;
+        for (int n = 0; n < warps; n++)
+            sum += block_sums[n][c];
+        partial[blockIdx.x * C + first_column + c] = sum;
+    }
 }
 
 template <typename T>
-void rmsnorm_backward(backend *on, void *d_in, void *d_weight, const void *d_out, const void *in,
-                      const void *scale, const void *weight, int64_t N, int64_t C)
+void rmsnorm_backward(backend *on, into where, void *d_in, void *rounded, void *d_weight,
+                      const void *d_out, const void *in, const void *scale, const void *weight,
+                      int64_t N, int64_t C)
 {
-    LAUNCH(on, rmsnorm_backward_kernel<T>, ceil_div(N, warps), threads, (float *)d_in,
-           (const T *)d_out, (const float *)in, (const float *)scale, (const float *)weight, N, C);
-    const int64_t rows = ceil_div(N, most_chunks) < 64 ? 64 : ceil_div(N, most_chunks);
+    constexpr int64_t most_chunks = 512, least_rows = 8 * warps;
+    const int64_t rows = N < most_chunks * least_rows ? least_rows : ceil_div(N, most_chunks);
     const int64_t chunks = ceil_div(N, rows);
     float *partial = (float *)device_scratch(on, chunks * C * (int64_t)sizeof(float));
     if (!partial)
         return;
-    const dim3 grid((unsigned)ceil_div(C, warp), (unsigned)chunks);
-    norm_weight_kernel<<<grid, dim3(warp, warps), 0, stream_of(on)>>>(
-        partial, (const T *)d_out, (const float *)in, (const float *)scale, N, C, rows);
-    device_check(on, cudaGetLastError(), "norm_weight_kernel");
-    LAUNCH(on, add_chunks_kernel, blocks_for(C), threads, (float *)d_weight, partial, chunks, C);
+    BY_WIDTH(4, C, {
+        const dim3 grid((unsigned)chunks, (unsigned)ceil_div(C, norm_packs * warp * W));
+        rmsnorm_backward_kernel<T, W><<<grid, threads, 0, stream_of(on)>>>(
+            (float *)d_in, rounded == d_in ? nullptr : (T *)rounded, partial, where == ONTO_NUMBERS,
+            (const T *)d_out, (const float *)in, (const float *)scale, (const float *)weight, N, C,
+            rows);
+    });
+    device_check(on, cudaGetLastError(), "rmsnorm_backward_kernel");
+    add_chunks(on, d_weight, partial, chunks, C);
 }
 
-/* Rotary positions and SwiGLU: a block for each row */
+/* Rotary positions and SwiGLU */
 
-template <typename T>
-__global__ void rope_kernel(T *x, const float2 *table, int64_t context, int64_t first,
+/* half: of a head, whose number i turns with number half + i. */
+template <typename T, int W>
+__global__ void rope_kernel(T *x, const float2 *table, int64_t N, int64_t context, int64_t first,
                             int64_t stride, int heads, int half, float direction)
 {
-    const int64_t n = blockIdx.x;
-    const float2 *turn = table + (first + n % context) * half;
-    for (int at = threadIdx.x; at < heads * half; at += blockDim.x) {
-        const int i = at % half;
-        T *a = x + n * stride + at / half * (2 * half) + i, *b = a + half;
-        const float c = turn[i].x, s = direction * turn[i].y;
-        const float a_i = value(*a), b_i = value(*b);
-        *a = rounded<T>(a_i * c - b_i * s);
-        *b = rounded<T>(b_i * c + a_i * s);
+    const int in_head = half / W;
+    FOR_EACH_PACK(n, N, at, heads * in_head) {
+        const int head = (int)at / in_head, i = (int)at % in_head * W;
+        T *a = x + n * stride + head * (2 * half) + i, *b = a + half;
+        float a_i[W], b_i[W], turned_a[W], turned_b[W], turn[2 * W];
+        load(a_i, a);
+        load(b_i, b);
+        load(turn, (const float *)(table + (first + n % context) * half + i));
+        for (int w = 0; w < W; w++) {
+            const float c = turn[2 * w], s = direction * turn[2 * w + 1];
+            turned_a[w] = a_i[w] * c - b_i[w] * s;
+            turned_b[w] = b_i[w] * c + a_i[w] * s;
+        }
+        store(a, turned_a);
+        store(b, turned_b);
     }
 }
 
@@ -256,37 +358,61 @@ template <typename T>
 void rope(backend *on, void *x, const void *table, int64_t N, int64_t context, int64_t first,
           int64_t stride, int64_t heads, int64_t D, int direction)
 {
-    LAUNCH(on, rope_kernel<T>, N, threads, (T *)x, (const float2 *)table, context, first, stride,
-           (int)heads, (int)(D / 2), (float)direction);
+    BY_WIDTH(4, D / 2, {
+        const dim3 block = row_block(heads * D / 2 / W);
+        LAUNCH(on, (rope_kernel<T, W>), ceil_div(N, block.y), block, (T *)x, (const float2 *)table,
+               N, context, first, stride, (int)heads, (int)(D / 2), (float)direction);
+    });
 }
 
-template <typename T> __global__ void swiglu_forward_kernel(T *out, const T *gate_up, int64_t F)
+/* exp and division by their fast instructions, which are good to 1e-6. */
+__device__ float sigmoid(float x)
 {
-    const T *gate = gate_up + blockIdx.x * 2 * F, *up = gate + F;
-    for (int64_t f = threadIdx.x; f < F; f += blockDim.x) {
-        const float g = value(gate[f]);
-        out[blockIdx.x * F + f] = rounded<T>(g / (1 + expf(-g)) * value(up[f]));
+    return __fdividef(1, 1 + __expf(-x));
+}
+
+template <typename T, int W>
+__global__ void swiglu_forward_kernel(T *out, const T *gate_up, int64_t N, int64_t F)
+{
+    FOR_EACH_PACK(n, N, at, F / W) {
+        float g[W], u[W];
+        load(g, gate_up + n * 2 * F + at * W);
+        load(u, gate_up + n * 2 * F + F + at * W);
+        for (int w = 0; w < W; w++)
+            g[w] *= sigmoid(g[w]) * u[w];
+        store(out + n * F + at * W, g);
     }
 }
 
 template <typename T>
 void swiglu_forward(backend *on, void *out, const void *gate_up, int64_t N, int64_t F)
 {
-    LAUNCH(on, swiglu_forward_kernel<T>, N, threads, (T *)out, (const T *)gate_up, F);
+    BY_WIDTH(8, F, {
+        const dim3 block = row_block(F / W);
+        LAUNCH(on, (swiglu_forward_kernel<T, W>), ceil_div(N, block.y), block, (T *)out,
+               (const T *)gate_up, N, F);
+    });
 }
 
-template <typename T>
-__global__ void swiglu_backward_kernel(T *d_gate_up, const T *d_out, const T *gate_up, int64_t F)
+template <typename T, int W>
+__global__ void swiglu_backward_kernel(T *d_gate_up, const T *d_out, const T *gate_up, int64_t N,
+                                       int64_t F)
 {
-    const T *gate = gate_up + blockIdx.x * 2 * F, *up = gate + F, *dy = d_out + blockIdx.x * F;
-    T *d_gate = d_gate_up + blockIdx.x * 2 * F, *d_up = d_gate + F;
-    for (int64_t f = threadIdx.x; f < F; f += blockDim.x) {
-        /* forward: y = g sigmoid(g) u   =>   du = dy g sigmoid(g),
-         *                                    dg = dy u sigmoid(g) (1 + g (1 - sigmoid(g))) */
-        const float g = value(gate[f]), u = value(up[f]), d = value(dy[f]);
-        const float sigmoid = 1 / (1 + expf(-g));
-        d_up[f] = rounded<T>(d * g * sigmoid);
-        d_gate[f] = rounded<T>(d * u * sigmoid * (1 + g * (1 - sigmoid)));
+    FOR_EACH_PACK(n, N, at, F / W) {
+        const int64_t gate = n * 2 * F + at * W, up = gate + F;
+        float g[W], u[W], dy[W], dg[W], du[W];
+        load(g, gate_up + gate);
+        load(u, gate_up + up);
+        load(dy, d_out + n * F + at * W);
+        for (int w = 0; w < W; w++) {
+            /* forward: y = g sigmoid(g) u   =>   du = dy g sigmoid(g),
+             *                                    dg = dy u sigmoid(g) (1 + g (1 - sigmoid(g))) */
+            const float s = sigmoid(g[w]);
+            du[w] = dy[w] * g[w] * s;
+            dg[w] = dy[w] * u[w] * s * (1 + g[w] * (1 - s));
+        }
+        store(d_gate_up + gate, dg);
+        store(d_gate_up + up, du);
     }
 }
 
@@ -294,26 +420,36 @@ template <typename T>
 void swiglu_backward(backend *on, void *d_gate_up, const void *d_out, const void *gate_up,
                      int64_t N, int64_t F)
 {
-    LAUNCH(on, swiglu_backward_kernel<T>, N, threads, (T *)d_gate_up, (const T *)d_out,
-           (const T *)gate_up, F);
+    BY_WIDTH(8, F, {
+        const dim3 block = row_block(F / W);
+        LAUNCH(on, (swiglu_backward_kernel<T, W>), ceil_div(N, block.y), block, (T *)d_gate_up,
+               (const T *)d_out, (const T *)gate_up, N, F);
+    });
 }
 
 /* Embedding */
 
 constexpr int vocabulary = 256;
 
+template <int W>
 __global__ void embedding_forward_kernel(float *out, const uint8_t *tokens, const float *table,
-                                         int64_t C)
+                                         int64_t N, int64_t C)
 {
-    const int64_t n = blockIdx.x;
-    for (int64_t c = threadIdx.x; c < C; c += blockDim.x)
-        out[n * C + c] = table[tokens[n] * C + c];
+    FOR_EACH_PACK(n, N, at, C / W) {
+        float x[W];
+        load(x, table + tokens[n] * C + at * W);
+        store(out + n * C + at * W, x);
+    }
 }
 
 void embedding_forward(backend *on, void *out, const uint8_t *tokens, const void *table, int64_t N,
                        int64_t C)
 {
-    LAUNCH(on, embedding_forward_kernel, N, threads, (float *)out, tokens, (const float *)table, C);
+    BY_WIDTH(4, C, {
+        const dim3 block = row_block(C / W);
+        LAUNCH(on, embedding_forward_kernel<W>, ceil_div(N, block.y), block, (float *)out, tokens,
+               (const float *)table, N, C);
+    });
 }
 
 /* One warp adds the rows of chunk blockIdx.y to a table of 32 columns, row after row. */
@@ -328,10 +464,22 @@ __global__ void embedding_backward_kernel(float *partial, const float *d_out,
         sums[v][lane] = 0;
     if (c >= C)
         return;
-    /* forward: out[n] = table[token[n]]   =>   d_table[token[n]] += d_out[n] */
-#pragma unroll 4
-    for (int64_t n = first; n < end; n++)
-        sums[tokens[n]][lane] += d_out[n * C + c];
+    /* forward: out[n] = table[token[n]]   =>   d_table[token[n]] += d_out[n], some rows of which
+     * are under way at a time. */
+    constexpr int batch = 16;
+    for (int64_t n = first; n < end; n += batch) {
+        float x[batch];
+        int token[batch];
+#pragma unroll
+        for (int row = 0; row < batch; row++) {
+            const bool there = n + row < end;
+            x[row] = there ? d_out[(n + row) * C + c] : 0;
+            token[row] = there ? tokens[n + row] : 0;
+        }
+#pragma unroll
+        for (int row = 0; row < batch; row++)
+            sums[token[row]][lane] += x[row];
+    }
     for (int64_t v = 0; v < vocabulary; v++)
         partial[(blockIdx.y * vocabulary + v) * C + c] = sums[v][lane];
 }
@@ -339,54 +487,65 @@ __global__ void embedding_backward_kernel(float *partial, const float *d_out,
 void embedding_backward(backend *on, void *d_table, const void *d_out, const uint8_t *tokens,
                         int64_t N, int64_t C)
 {
-    const int64_t most = most_chunks / 4; /* each has a whole table */
-    const int64_t rows = ceil_div(N, most) < 64 ? 64 : ceil_div(N, most);
-    const int64_t chunks = ceil_div(N, rows), n = vocabulary * C;
-    float *partial = (float *)device_scratch(on, chunks * n * (int64_t)sizeof(float));
+    const int64_t n = vocabulary * C, table_bytes = n * (int64_t)sizeof(float);
+    constexpr int64_t most_bytes = 32 << 20; /* of partial tables, which are whole ones */
+    const int64_t most_chunks = most_bytes < table_bytes ? 1 : most_bytes / table_bytes;
+    const int64_t rows = ceil_div(N, most_chunks) < 64 ? 64 : ceil_div(N, most_chunks);
+    const int64_t chunks = ceil_div(N, rows);
+    float *partial = (float *)device_scratch(on, chunks * table_bytes);
     if (!partial)
         return;
     const dim3 grid((unsigned)ceil_div(C, warp), (unsigned)chunks);
     embedding_backward_kernel<<<grid, warp, 0, stream_of(on)>>>(partial, (const float *)d_out,
                                                                 tokens, N, C, rows);
     device_check(on, cudaGetLastError(), "embedding_backward_kernel");
-    LAUNCH(on, add_chunks_kernel, blocks_for(n), threads, (float *)d_table, partial, chunks, n);
+    add_chunks(on, d_table, partial, chunks, n);
 }
 
-/* Cross entropy: a warp for each row */
+/* Cross entropy: a warp for each row, which it holds in registers. V is that of bytes, here and in
+ * the sampling. */
 
 template <typename T>
 __global__ void cross_entropy_kernel(float *losses, T *d_logits, const float *logits,
-                                     const uint8_t *targets, float factor, int64_t N, int64_t V)
+                                     const uint8_t *targets, float factor, int64_t N)
 {
+    constexpr int W = 4, packs = vocabulary / (warp * W);
     const int64_t n = blockIdx.x * (int64_t)warps + threadIdx.x / warp;
     const int lane = threadIdx.x % warp;
     if (n >= N)
         return;
-    const float *x = logits + n * V;
+    const float *row = logits + n * vocabulary;
     const int target = targets[n];
-    float largest = -INFINITY, sum = 0;
-    for (int64_t v = lane; v < V; v += warp)
-        largest = fmaxf(largest, x[v]);
+    float x[packs][W], largest = -INFINITY, sum = 0;
+    for (int p = 0; p < packs; p++) {
+        load(x[p], row + (p * warp + lane) * W);
+        for (int w = 0; w < W; w++)
+            largest = fmaxf(largest, x[p][w]);
+    }
     largest = warp_largest(largest);
-    for (int64_t v = lane; v < V; v += warp)
-        sum += expf(x[v] - largest);
+    for (int p = 0; p < packs; p++)
+        for (int w = 0; w < W; w++)
+            sum += x[p][w] = expf(x[p][w] - largest);
     sum = warp_sum(sum);
     if (lane == 0)
-        losses[n] = logf(sum) + largest - x[target];
+        losses[n] = logf(sum) + largest - row[target];
     if (!d_logits)
         return;
     /* forward: loss = log(sum exp x) - x[target]   =>   dx = probability - [v == target] */
-    for (int64_t v = lane; v < V; v += warp)
-        d_logits[n * V + v] =
-            rounded<T>((expf(x[v] - largest) / sum - (v == target ? 1 : 0)) * factor);
+    for (int p = 0; p < packs; p++) {
+        const int v = (p * warp + lane) * W;
+        for (int w = 0; w < W; w++)
+            x[p][w] = (x[p][w] / sum - (v + w == target ? 1 : 0)) * factor;
+        store(d_logits + n * vocabulary + v, x[p]);
+    }
 }
 
 template <typename T>
 void cross_entropy(backend *on, void *losses, void *d_logits, void *logits, const uint8_t *targets,
-                   double factor, int64_t N, int64_t V)
+                   double factor, int64_t N, int64_t)
 {
     LAUNCH(on, cross_entropy_kernel<T>, ceil_div(N, warps), threads, (float *)losses,
-           (T *)d_logits, (const float *)logits, targets, (float)factor, N, V);
+           (T *)d_logits, (const float *)logits, targets, (float)factor, N);
 }
 
 /* The optimizer */
@@ -394,24 +553,38 @@ void cross_entropy(backend *on, void *losses, void *d_logits, void *logits, cons
 /* The step's numbers, and what undoes that the running means start at zero. */
 struct adamw_numbers {
     float beta1, beta2, unbias1, unbias2, rate, keep;
+    int64_t decayed;
 };
 
-__global__ void adamw_kernel(float *weights, float *first, float *second, const float *gradients,
-                             int64_t n, adamw_numbers x)
+template <typename T, int W>
+__global__ void adamw_kernel(float *weights, T *rounded, float *first, float *second,
+                             const float *gradients, int64_t n, adamw_numbers x)
 {
-    FOR_EACH(i, n) {
-        const float g = gradients[i];
-        const float m = x.beta1 * first[i] + (1 - x.beta1) * g;
-        const float v = x.beta2 * second[i] + (1 - x.beta2) * g * g;
-        first[i] = m;
-        second[i] = v;
-        weights[i] = x.keep * weights[i] -
-                     x.rate * m * x.unbias1 / (sqrtf(v * x.unbias2) + (float)ADAMW_EPSILON);
+    FOR_EACH(pack, n / W) {
+        const int64_t i = pack * W;
+        float weight[W], g[W], m[W], v[W];
+        load(weight, weights + i);
+        load(g, gradients + i);
+        load(m, first + i);
+        load(v, second + i);
+        for (int w = 0; w < W; w++) {
+            m[w] = x.beta1 * m[w] + (1 - x.beta1) * g[w];
+            v[w] = x.beta2 * v[w] + (1 - x.beta2) * g[w] * g[w];
+            weight[w] = (i + w < x.decayed ? x.keep : 1) * weight[w] -
+                        x.rate * m[w] * x.unbias1 /
+                            (sqrtf(v[w] * x.unbias2) + (float)ADAMW_EPSILON);
+        }
+        store(weights + i, weight);
+        store(first + i, m);
+        store(second + i, v);
+        if (rounded)
+            store(rounded + i, weight);
     }
 }
 
-void adamw(backend *on, void *weights, void *first, void *second, const void *gradients, int64_t n,
-           const adamw_step *step)
+template <typename T>
+void adamw(backend *on, void *weights, void *rounded, void *first, void *second,
+           const void *gradients, int64_t n, const adamw_step *step)
 {
     const adamw_numbers x = {
         .beta1 = (float)step->beta1,
@@ -420,9 +593,11 @@ void adamw(backend *on, void *weights, void *first, void *second, const void *gr
         .unbias2 = (float)(1 / (1 - pow(step->beta2, (double)step->number))),
         .rate = (float)step->learning_rate,
         .keep = (float)(1 - step->learning_rate * step->weight_decay),
+        .decayed = step->decayed,
     };
-    LAUNCH(on, adamw_kernel, blocks_for(n), threads, (float *)weights, (float *)first,
-           (float *)second, (const float *)gradients, n, x);
+    BY_WIDTH(4, n, LAUNCH(on, (adamw_kernel<T, W>), blocks_for(n / W), threads, (float *)weights,
+                          rounded == weights ? nullptr : (T *)rounded, (float *)first,
+                          (float *)second, (const float *)gradients, n, x));
 }
 
 __global__ void scale_kernel(float *x, float factor, int64_t n)
@@ -436,14 +611,17 @@ void scale(backend *on, void *x, double factor, int64_t n)
     LAUNCH(on, scale_kernel, blocks_for(n), threads, (float *)x, (float)factor, n);
 }
 
-constexpr int square_blocks = 512;
+/* Sums to one number */
 
-__global__ void sum_of_squares_kernel(double *partial, const float *x, int64_t n)
+constexpr int sum_blocks = 512;
+
+template <bool squared>
+__global__ void sum_kernel(double *partial, const float *x, int64_t n)
 {
     __shared__ double sums[threads];
     double sum = 0;
     FOR_EACH(i, n)
-        sum += (double)x[i] * (double)x[i];
+        sum += (double)x[i] * (squared ? (double)x[i] : 1);
     sums[threadIdx.x] = sum;
     for (int half = threads / 2; half > 0; half /= 2) {
         __syncthreads();
@@ -454,16 +632,17 @@ __global__ void sum_of_squares_kernel(double *partial, const float *x, int64_t n
         partial[blockIdx.x] = sums[0];
 }
 
-bool sum_of_squares(backend *on, const void *x, int64_t n, double *sum, failure *why)
+template <bool squared>
+bool sum(backend *on, const void *x, int64_t n, double *sum, failure *why)
 {
-    double host[square_blocks] = {};
+    double host[sum_blocks] = {};
     double *partial = (double *)device_scratch(on, (int64_t)sizeof host);
     if (partial)
-        LAUNCH(on, sum_of_squares_kernel, square_blocks, threads, partial, (const float *)x, n);
+        LAUNCH(on, sum_kernel<squared>, sum_blocks, threads, partial, (const float *)x, n);
     if (!device_read(on, host, partial, (int64_t)sizeof host, why))
         return false;
     *sum = 0;
-    for (int n_block = 0; n_block < square_blocks; n_block++)
+    for (int n_block = 0; n_block < sum_blocks; n_block++)
         *sum += host[n_block];
     return true;
 }
@@ -503,7 +682,6 @@ __global__ void draw_kernel(uint8_t *drawn, const float *logits, double temperat
     *drawn = (uint8_t)chosen;
 }
 
-/* V is that of bytes, as in the embedding. */
 bool draw(backend *on, const void *logits, int64_t, double temperature, random_source *source,
           uint8_t *drawn, failure *why)
 {
@@ -537,9 +715,10 @@ template <typename T> constexpr operations table()
             .embedding_forward = embedding_forward,
             .embedding_backward = embedding_backward,
             .cross_entropy = cross_entropy<T>,
-            .adamw = adamw,
+            .adamw = adamw<T>,
             .scale = scale,
-            .sum_of_squares = sum_of_squares,
+            .sum = sum<false>,
+            .sum_of_squares = sum<true>,
             .draw = draw};
 }
 

@@ -16,7 +16,7 @@
 
 enum {
     VOCABULARY = 256,
-    HEAD_ROWS = 8192 /* that have their logits in memory at a time */
+    HEAD_ROWS = 32768 /* that have their logits in memory at a time */
 };
 
 typedef struct model_shape {
@@ -41,7 +41,8 @@ static inline int64_t model_qkv_width(const model_shape *s)
     return (s->heads + 2 * s->kv_heads) * s->head_dim;
 }
 
-/* All weights are one array, in the order of this list. Names are those of Llama checkpoints. */
+/* All weights are one array: the matrices in the order of this list, and then the vectors, so that
+ * those that decay are the first. Names are those of Llama checkpoints. */
 typedef struct weight_info {
     char name[64];
     int64_t rows, columns; /* columns 0: a vector */
@@ -90,7 +91,7 @@ typedef struct model {
     model_shape shape;
     backend *on;
     attention *attention;
-    int64_t n_infos, n_weights;
+    int64_t n_infos, n_weights, n_decayed;
     weight_info *infos; /* (n_infos), on the host */
     model_weights weights, gradients;
     void *first_moments, *second_moments; /* (n_weights) AdamW's running means */
@@ -104,8 +105,9 @@ typedef struct model {
     void *d_logits;    /* [HEAD_ROWS, V] */
     void *losses;      /* (N) */
     void *d_stream;    /* (N, C) */
-    void *d_rounded;   /* [N, C] d_stream as a factor of products; NULL: d_stream itself */
-    void *d_normed;    /* [N, C] */
+    void *d_rounded;   /* [N, C] d_stream as a factor of products, or d_stream itself */
+    void *branch;      /* [N, C] what a branch adds to the residual stream */
+    void *d_normed;    /* [N, C], where the forward has its branches */
     void *d_attended;  /* [N, Hq, D] */
     void *d_qkv;       /* [N, Hq + 2 Hkv, D] */
     void *d_gate_up;   /* [N, 2 F] */
@@ -124,12 +126,16 @@ bool model_initialize(model *self, uint64_t seed, failure *why);
 /* To be called after a change of weights.all. */
 void model_weights_changed(model *self);
 
-/* tokens and targets (B, T), on the host; *loss is the mean of -log probability of the targets, in
+/* tokens and targets (B, T), on the host. Leaves the losses, -log probability of the targets in
  * nats. */
 bool model_forward(model *self, const uint8_t *tokens, const uint8_t *targets, mask_use use,
-                   double *loss, failure *why);
-/* Adds the gradient of factor * loss of the last forward, which was not MASK_EVALUATE. */
+                   failure *why);
+/* Adds the gradient of factor * mean loss of the last forward, which was not MASK_EVALUATE. */
 bool model_backward(model *self, double factor, failure *why);
+/* The mean loss of the last forward. Waits for all the work so far, so ask for it last. */
+bool model_loss(model *self, double *loss, failure *why);
+/* The losses themselves, into host_losses. */
+bool model_read_losses(model *self, failure *why);
 void model_zero_gradients(model *self);
 
 #endif

@@ -55,9 +55,19 @@ static void add_info(weight_info *infos, int64_t *n, const char *name, int64_t r
         info->rows = rows;
         info->columns = columns;
         info->count = columns ? rows * columns : rows;
-        info->offset = *n ? info[-1].offset + info[-1].count : 0;
     }
     (*n)++;
+}
+
+/* Gives places to the matrices, or to the vectors, from `offset` on; where they end. */
+static int64_t place(weight_info *infos, int64_t n, bool matrices, int64_t offset)
+{
+    for (weight_info *info = infos; info < infos + n; info++)
+        if ((info->columns > 0) == matrices) {
+            info->offset = offset;
+            offset += info->count;
+        }
+    return offset;
 }
 
 int64_t model_weight_infos(const model_shape *s, weight_info *infos)
@@ -85,6 +95,8 @@ int64_t model_weight_infos(const model_shape *s, weight_info *infos)
             add_info(infos, &n, name, parts[p].rows, parts[p].columns);
         }
     add_info(infos, &n, "model.norm.weight", s->dim, 0);
+    if (infos)
+        place(infos, n, false, place(infos, n, true, 0));
     return n;
 }
 
@@ -198,8 +210,9 @@ static void lay_out(model *self, arena *a)
     self->d_logits = arena_take(a, head_rows * VOCABULARY * operand);
     self->losses = arena_take(a, N * number);
     self->d_stream = arena_take(a, N * C * number);
-    self->d_rounded = self->on->operand == self->on->number ? NULL : arena_take(a, N * C * operand);
-    self->d_normed = arena_take(a, N * C * operand);
+    self->d_rounded =
+        self->on->operand == self->on->number ? self->d_stream : arena_take(a, N * C * operand);
+    self->branch = self->d_normed = arena_take(a, N * C * operand);
     self->d_attended = arena_take(a, N * A * operand);
     self->d_qkv = arena_take(a, N * model_qkv_width(s) * operand);
     self->d_gate_up = arena_take(a, N * 2 * F * operand);
@@ -236,8 +249,10 @@ static bool set_up(model *self, const attention_settings *settings, failure *why
     if (!self->infos)
         return fail(why, "out of memory");
     model_weight_infos(s, self->infos);
-    const weight_info *end = &self->infos[self->n_infos - 1];
-    self->n_weights = end->offset + end->count;
+    for (int64_t n = 0; n < self->n_infos; n++) {
+        self->n_weights += self->infos[n].count;
+        self->n_decayed += self->infos[n].columns > 0 ? self->infos[n].count : 0;
+    }
     attention_shape heads = {s->layers, s->batch, s->context, s->heads, s->kv_heads, s->head_dim};
     if (!attention_create(&self->attention, self->on, settings, &heads, why) ||
         !allocate(self, why))

@@ -63,7 +63,8 @@ static bool decode_layer(decoder *self, int64_t l, int64_t position, failure *wh
     backend *on = m->on;
     const operations *op = on->op;
 
-    op->rmsnorm_forward(on, self->normed, self->scale, self->stream, w->attention_norm, 1, C);
+    op->rmsnorm_forward(on, self->normed, self->scale, NULL, self->stream, NULL, w->attention_norm,
+                        1, C);
     op->linear_forward(on, INTO_OPERANDS, self->qkv, self->normed, w->qkv, 1, C, A + KV);
     op->rope(on, self->qkv, m->rope, 1, 1, position, A + KV, s->heads + s->kv_heads, D, 1);
     op->copy(on, operand_at(on, self->cache[l], position * KV), operand_at(on, self->qkv, A),
@@ -73,7 +74,7 @@ static bool decode_layer(decoder *self, int64_t l, int64_t position, failure *wh
         return false;
     op->linear_forward(on, ONTO_NUMBERS, self->stream, self->attended, w->attention_out, 1, A, C);
 
-    op->rmsnorm_forward(on, self->normed, self->scale, self->stream, w->mlp_norm, 1, C);
+    op->rmsnorm_forward(on, self->normed, self->scale, NULL, self->stream, NULL, w->mlp_norm, 1, C);
     op->linear_forward(on, INTO_OPERANDS, self->gate_up, self->normed, w->gate_up, 1, C, 2 * F);
     op->swiglu_forward(on, self->activated, self->gate_up, 1, F);
     op->linear_forward(on, ONTO_NUMBERS, self->stream, self->activated, w->down, 1, F, C);
@@ -92,7 +93,8 @@ static bool decode(decoder *self, uint8_t token, int64_t position, failure *why)
     for (int64_t l = 0; l < m->shape.layers; l++)
         if (!decode_layer(self, l, position, why))
             return false;
-    op->rmsnorm_forward(on, self->normed, self->scale, self->stream, m->weights.final_norm, 1, C);
+    op->rmsnorm_forward(on, self->normed, self->scale, NULL, self->stream, NULL,
+                        m->weights.final_norm, 1, C);
     op->linear_forward(on, INTO_NUMBERS, self->logits, self->normed, m->weights.output, 1, C,
                        VOCABULARY);
     return true;

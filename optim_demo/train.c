@@ -119,11 +119,14 @@ static bool mean_density(training *self, failure *why)
 }
 
 /* Adds the losses of the batch that was just evaluated. */
-static void write_losses(const training *self, FILE *out)
+static bool write_losses(training *self, FILE *out, failure *why)
 {
-    const model *m = self->model;
+    model *m = self->model;
+    if (!model_read_losses(m, why))
+        return false;
     for (int64_t n = 0; n < m->shape.batch * m->shape.context; n++)
         fprintf(out, "%.4f\n", number_get(m->on, m->host_losses, n));
+    return true;
 }
 
 /* losses: where to write those of the single bytes, or NULL. */
@@ -139,15 +142,16 @@ static bool evaluate_into(training *self, FILE *losses, failure *why)
     for (int64_t n = 0; n < batches; n++) {
         double loss;
         data_held_out_batch(&self->data, n, s->batch, s->context, self->tokens, self->targets);
-        if (!model_forward(self->model, self->tokens, self->targets, MASK_EVALUATE, &loss, why))
+        if (!model_forward(self->model, self->tokens, self->targets, MASK_EVALUATE, why) ||
+            !model_loss(self->model, &loss, why))
             return false;
         if (interrupt_signal())
             return true;
         if (!isfinite(loss))
             return fail(why, "the loss on the held-out text is not finite: expected sound weights");
         sum += loss;
-        if (losses)
-            write_losses(self, losses);
+        if (losses && !write_losses(self, losses, why))
+            return false;
     }
     if (batches == 0)
         return true;
@@ -185,8 +189,8 @@ static bool make_step(training *self, report_row *row, failure *why)
         double loss;
         data_batch(&self->data, &self->state.source, m->shape.batch, m->shape.context, self->tokens,
                    self->targets);
-        if (!model_forward(m, self->tokens, self->targets, use, &loss, why) ||
-            !model_backward(m, factor, why))
+        if (!model_forward(m, self->tokens, self->targets, use, why) ||
+            !model_backward(m, factor, why) || !model_loss(m, &loss, why))
             return false;
         row->loss += factor * loss;
     }

@@ -105,7 +105,8 @@ static double loss_of(model *m, const uint8_t *tokens, const uint8_t *targets, m
 {
     failure why;
     double loss;
-    ck_assert_msg(model_forward(m, tokens, targets, use, &loss, &why), "%s", why.text);
+    ck_assert_msg(model_forward(m, tokens, targets, use, &why) && model_loss(m, &loss, &why), "%s",
+                  why.text);
     return loss;
 }
 

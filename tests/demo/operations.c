@@ -167,7 +167,8 @@ static void compare(const char *name, array *a, double terms)
 
 static const struct {
     int64_t N, K, O;
-} shapes[] = {{1, 8, 8}, {5, 24, 40}, {67, 64, 96}, {300, 129, 33}, {1000, 256, 256}};
+} shapes[] = {{1, 8, 8},      {5, 24, 40},      {67, 64, 96},
+              {300, 129, 33}, {1000, 256, 256}, {9, 2304, 24}};
 enum { N_SHAPES = sizeof shapes / sizeof *shapes };
 
 #define FOR_DTYPES_AND_SHAPES                                                \
@@ -220,19 +221,46 @@ START_TEST(rmsnorm)
     FOR_DTYPES_AND_SHAPES
     {
         SHAPE;
-        array in = numbers(N * K), weight = numbers(K), out = operands(N * K), scale = numbers(N);
+        array in = numbers(N * K), branch = operands(N * K), sum = numbers(N * K);
+        array weight = numbers(K), out = operands(N * K), scale = numbers(N);
         array d_out = operands(N * K), d_in = numbers(N * K), d_weight = numbers(K);
+        array rounded = operands(N * K);
         (void)O;
-        ON_BOTH(rmsnorm_forward, P(out), P(scale), P(in), P(weight), N, K);
+        ON_BOTH(rmsnorm_forward, P(out), P(scale), P(sum), P(in), P(branch), P(weight), N, K);
+        compare("rmsnorm of a sum", &out, (double)K);
+        compare("the sum", &sum, 1);
+        ON_BOTH(rmsnorm_forward, P(out), P(scale), P(sum), P(in), NULL, P(weight), N, K);
         compare("rmsnorm", &out, (double)K);
         compare("scale of rmsnorm", &scale, (double)K);
-        ON_BOTH(rmsnorm_backward, P(d_in), P(d_weight), P(d_out), P(in), P(scale), P(weight), N, K);
-        compare("d_in of rmsnorm", &d_in, (double)K);
-        compare("d_weight of rmsnorm", &d_weight, (double)N);
-        array *all[] = {&in, &weight, &out, &scale, &d_out, &d_in, &d_weight};
+        compare("the sum, left alone", &sum, 1);
+        for (into where = INTO_NUMBERS; where <= ONTO_NUMBERS; where++) {
+            ON_BOTH(rmsnorm_backward, where, P(d_in), P(rounded), P(d_weight), P(d_out), P(in),
+                    P(scale), P(weight), N, K);
+            compare("d_in of rmsnorm", &d_in, (double)K);
+            compare("its copy", &rounded, (double)K);
+            compare("d_weight of rmsnorm", &d_weight, (double)N);
+        }
+        array *all[] = {&in,    &branch, &sum,  &weight,   &out,
+                        &scale, &d_out,  &d_in, &d_weight, &rounded};
         for (size_t n = 0; n < sizeof all / sizeof *all; n++)
             drop(all[n]);
     }
+}
+END_TEST
+
+/* Where operands are numbers, the gradient may be its own copy. */
+START_TEST(rmsnorm_in_place)
+{
+    enum { N = 70, C = 48 };
+    open_sides(DTYPE_F32);
+    array in = numbers(N * C), weight = numbers(C), scale = numbers(N);
+    array d_out = numbers(N * C), d_in = numbers(N * C), d_weight = numbers(C);
+    ON_BOTH(rmsnorm_backward, ONTO_NUMBERS, P(d_in), P(d_in), P(d_weight), P(d_out), P(in),
+            P(scale), P(weight), N, C);
+    compare("d_in of rmsnorm", &d_in, C);
+    compare("d_weight of rmsnorm", &d_weight, N);
+    drop(&in), drop(&weight), drop(&scale), drop(&d_out), drop(&d_in), drop(&d_weight);
+    close_sides();
 }
 END_TEST
 
@@ -318,25 +346,38 @@ START_TEST(optimizer)
         SHAPE;
         const int64_t n = N * K + O;
         array weights = numbers(n), gradients = numbers(n), first = numbers(n), second = numbers(n);
-        double squares[N_SIDES];
+        array rounded = operands(n);
+        double sums[N_SIDES], squares[N_SIDES];
         failure why;
         for (int side = 0; side < N_SIDES; side++) {
             sides[side]->op->clear(sides[side], first.at[side], n * sides[side]->number_bytes);
             sides[side]->op->clear(sides[side], second.at[side], n * sides[side]->number_bytes);
         }
         for (int64_t number = 1; number <= 3; number++) {
-            adamw_step step = {0.9, 0.99, 0.1, 0.01, number};
-            ON_BOTH(adamw, P(weights), P(first), P(second), P(gradients), n, &step);
+            adamw_step step = {.beta1 = 0.9,
+                               .beta2 = 0.99,
+                               .weight_decay = 0.1,
+                               .learning_rate = 0.01,
+                               .decayed = N * K / 2,
+                               .number = number};
+            ON_BOTH(adamw, P(weights), P(rounded), P(first), P(second), P(gradients), n, &step);
             ON_BOTH(scale, P(gradients), -0.7, n);
         }
         compare("weights after AdamW", &weights, 1);
+        compare("their copy", &rounded, 1);
         compare("running mean", &first, 1);
         compare("running mean of squares", &second, 1);
-        for (int side = 0; side < N_SIDES; side++)
-            ck_assert(sides[side]->op->sum_of_squares(sides[side], weights.at[side], n,
-                                                      &squares[side], &why));
+        for (int side = 0; side < N_SIDES; side++) {
+            backend *on = sides[side];
+            ck_assert(on->op->sum(on, weights.at[side], n, &sums[side], &why));
+            ck_assert(on->op->sum_of_squares(on, weights.at[side], n, &squares[side], &why));
+        }
+        double size = sqrt((double)n * squares[REFERENCE]); /* at least that of all terms */
+        ck_assert_double_eq_tol(sums[TESTED], sums[REFERENCE], 1e-5 * size);
         ck_assert_double_eq_tol(squares[TESTED], squares[REFERENCE], 1e-5 * squares[REFERENCE]);
-        drop(&weights), drop(&gradients), drop(&first), drop(&second);
+        array *all[] = {&weights, &gradients, &first, &second, &rounded};
+        for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+            drop(all[i]);
     }
 }
 END_TEST
@@ -356,11 +397,12 @@ START_TEST(sums_repeat)
         for (int n = 0; n < 3; n++)
             on->op->clear(on, d[n].at[TESTED], d[n].n * on->number_bytes);
         on->op->clear(on, matrix.at[TESTED], matrix.n * on->operand_bytes);
-        array d_norm_in = numbers(N * C);
+        array d_norm_in = numbers(N * C), rounded = operands(N * C);
         on->op->embedding_backward(on, d[0].at[TESTED], d_stream.at[TESTED], tokens.at[TESTED], N,
                                    C);
-        on->op->rmsnorm_backward(on, d_norm_in.at[TESTED], d[1].at[TESTED], d_out.at[TESTED],
-                                 in.at[TESTED], scale.at[TESTED], weight.at[TESTED], N, C);
+        on->op->rmsnorm_backward(on, INTO_NUMBERS, d_norm_in.at[TESTED], rounded.at[TESTED],
+                                 d[1].at[TESTED], d_out.at[TESTED], in.at[TESTED], scale.at[TESTED],
+                                 weight.at[TESTED], N, C);
         on->op->linear_backward(on, d_in.at[TESTED], d[2].at[TESTED], d_out.at[TESTED],
                                 factor.at[TESTED], matrix.at[TESTED], N, C, C);
         for (int n = 0; n < 3; n++) {
@@ -373,7 +415,7 @@ START_TEST(sums_repeat)
                 free(got);
             drop(&d[n]);
         }
-        drop(&d_in), drop(&matrix), drop(&d_norm_in);
+        drop(&d_in), drop(&matrix), drop(&d_norm_in), drop(&rounded);
     }
     for (int n = 0; n < 3; n++)
         free(first[n]);
@@ -451,6 +493,7 @@ int main(void)
     tcase_add_test(tests, products);
     tcase_add_test(tests, rounding);
     tcase_add_test(tests, rmsnorm);
+    tcase_add_test(tests, rmsnorm_in_place);
     tcase_add_test(tests, rotary_positions);
     tcase_add_test(tests, swiglu);
     tcase_add_test(tests, embedding);

@@ -20,7 +20,8 @@ static float step_of(backend *on, float *memory, float gradient, const adamw_ste
     float host[N_FLOATS];
     failure why;
     on->op->write(on, memory + GRADIENT, &gradient, sizeof gradient);
-    on->op->adamw(on, memory + WEIGHT, memory + FIRST, memory + SECOND, memory + GRADIENT, 1, step);
+    on->op->adamw(on, memory + WEIGHT, memory + WEIGHT, memory + FIRST, memory + SECOND,
+                  memory + GRADIENT, 1, step);
     ck_assert_msg(on->op->read(on, host, memory, sizeof host, &why), "%s", why.text);
     return host[WEIGHT];
 }
@@ -48,6 +49,7 @@ START_TEST(adamw_takes_the_steps_of_the_paper)
                                              .beta2 = beta2,
                                              .weight_decay = decay,
                                              .learning_rate = rate,
+                                             .decayed = 1,
                                              .number = t});
         m = beta1 * m + (1 - beta1) * g;
         v = beta2 * v + (1 - beta2) * g * g;
