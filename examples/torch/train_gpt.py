@@ -4,10 +4,10 @@
     train_gpt.py FILE [--attention pruned] [--seq 2048] [--steps 100] [--checkpoint] [--compile]
     train_gpt.py FILE --time 8192,32768,131072        # GPU: milliseconds a step with each attention
 
---time trains the model for a few steps at each length with dense attention (scaled_dot_product_attention
-held to the kernels of cuDNN, then of FlashAttention), with FlexAttention over a fixed mask, a window and
-sinks of as many keys as pruned attention keeps, which is what it can do without a search, and with
-libhpa, whose step includes the search."""
+--time trains the model for a few steps at each length with libhpa, whose step includes the search, with
+FlexAttention over a fixed mask, a window and sinks of as many keys as pruned attention keeps, which is what
+it can do without a search, and with dense attention (scaled_dot_product_attention held to the kernels of
+cuDNN, then of FlashAttention)."""
 
 import argparse
 import statistics
@@ -57,7 +57,7 @@ def flex(options):
 
 ATTENTIONS = {"dense": dense, "cudnn": dense_by(SDPBackend.CUDNN_ATTENTION),
               "flash": dense_by(SDPBackend.FLASH_ATTENTION), "flex": flex, "pruned": pruned}
-TIMED = ("cudnn", "flash", "flex", "pruned")
+TIMED = ("pruned", "flex", "cudnn", "flash")
 
 
 def rotate(x):
