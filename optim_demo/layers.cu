@@ -245,28 +245,50 @@ void rmsnorm_forward(backend *on, void *out, void *scale, void *sum, const void 
                           (const float *)weight, N, C));
 }
 
-/* Packs of a row that a warp keeps sums of; longer rows are shared out among blockIdx.y. */
+/* What a warp keeps of the gradient of the weight: of so many packs. Longer rows are shared out
+ * among blockIdx.y. */
 constexpr int norm_packs = 4;
+template <int W> constexpr int norm_columns = norm_packs * warp * W;
 
-/* Each warp goes down every `warps`-th row of chunk blockIdx.x. partial (chunks, C) */
+/* The sums of a block's warps, added up: columns from `first` on of row blockIdx.x of partial. */
+template <int W>
+__device__ void store_block_sums(float *partial, const float (&sums)[norm_packs][W], int64_t first,
+                                 int64_t C)
+{
+    alignas(16) __shared__ float of_warps[warps][norm_columns<W>];
+    const int lane = threadIdx.x % warp;
+#pragma unroll
+    for (int p = 0; p < norm_packs; p++)
+        store(of_warps[threadIdx.x / warp] + (p * warp + lane) * W, sums[p]);
+    __syncthreads();
+    for (int c = threadIdx.x; c < norm_columns<W> && first + c < C; c += threads) {
+        float sum = 0;
+        for (int n = 0; n < warps; n++)
+            sum += of_warps[n][c];
+        partial[blockIdx.x * C + first + c] = sum;
+    }
+}
+
+/* Each warp of block blockIdx.x goes down every `warps`-th of so many rows. partial (blocks, C) */
 template <typename T, int W>
 __global__ void rmsnorm_backward_kernel(float *d_in, T *rounded, float *partial, bool onto,
                                         const T *d_out, const float *in, const float *scale,
                                         const float *weight, int64_t N, int64_t C, int64_t rows)
 {
-    constexpr int columns = norm_packs * warp * W;
-    __shared__ float block_sums[warps][columns];
-    const int lane = threadIdx.x % warp, row = threadIdx.x / warp;
+    const int lane = threadIdx.x % warp;
     const int64_t first = blockIdx.x * rows, end = first + rows < N ? first + rows : N;
-    const int64_t first_column = blockIdx.y * (int64_t)columns;
-    float sums[norm_packs][W] = {};
-    for (int64_t n = first + row; n < end; n += warps) {
-        const float s = scale[n];
-        float dot = 0, dy[W], x[W], w[W], dx[W];
-        for (int64_t c = lane * W; c < C; c += warp * W) {
+    const int64_t first_column = blockIdx.y * (int64_t)norm_columns<W>;
+    float d_weight[norm_packs][W] = {}, dy[W], x[W], w[W];
+    for (int64_t n = first + threadIdx.x / warp; n < end; n += warps) {
+        const auto read = [&](int64_t c) {
             load(dy, d_out + n * C + c);
             load(x, in + n * C + c);
             load(w, weight + c);
+        };
+        const float s = scale[n];
+        float dot = 0;
+        for (int64_t c = lane * W; c < C; c += warp * W) {
+            read(c);
             for (int i = 0; i < W; i++)
                 dot += dy[i] * w[i] * x[i];
         }
@@ -276,35 +298,22 @@ __global__ void rmsnorm_backward_kernel(float *d_in, T *rounded, float *partial,
 #pragma unroll
         for (int p = 0; p < norm_packs; p++) {
             const int64_t c = first_column + (p * warp + lane) * W;
+            float dx[W] = {};
             if (c >= C)
                 continue;
-            load(dy, d_out + n * C + c);
-            load(x, in + n * C + c);
-            load(w, weight + c);
-            for (int i = 0; i < W; i++)
-                dx[i] = 0;
+            read(c);
             if (onto)
                 load(dx, d_in + n * C + c);
             for (int i = 0; i < W; i++) {
                 dx[i] += dy[i] * w[i] * s - pull * x[i];
-                sums[p][i] += dy[i] * x[i] * s;
+                d_weight[p][i] += dy[i] * x[i] * s;
             }
             store(d_in + n * C + c, dx);
             if (rounded)
                 store(rounded + n * C + c, dx);
         }
     }
-#pragma unroll
-    for (int p = 0; p < norm_packs; p++)
-        for (int i = 0; i < W; i++)
-            block_sums[row][(p * warp + lane) * W + i] = sums[p][i];
-    __syncthreads();
-    for (int c = threadIdx.x; c < columns && first_column + c < C; c += threads) {
-        float sum = 0;
-        for (int n = 0; n < warps; n++)
-            sum += block_sums[n][c];
-        partial[blockIdx.x * C + first_column + c] = sum;
-    }
+    store_block_sums(partial, d_weight, first_column, C);
 }
 
 template <typename T>
@@ -319,7 +328,7 @@ void rmsnorm_backward(backend *on, into where, void *d_in, void *rounded, void *
     if (!partial)
         return;
     BY_WIDTH(4, C, {
-        const dim3 grid((unsigned)chunks, (unsigned)ceil_div(C, norm_packs * warp * W));
+        const dim3 grid((unsigned)chunks, (unsigned)ceil_div(C, norm_columns<W>));
         rmsnorm_backward_kernel<T, W><<<grid, threads, 0, stream_of(on)>>>(
             (float *)d_in, rounded == d_in ? nullptr : (T *)rounded, partial, where == ONTO_NUMBERS,
             (const T *)d_out, (const float *)in, (const float *)scale, (const float *)weight, N, C,
