@@ -28,8 +28,8 @@ def _compile():
     here = Path(__file__).parent
 
     def flags(option):
-        asked = subprocess.run(["pkg-config", option, "hpa"], check=True, capture_output=True,
-                               text=True)
+        asked = subprocess.run(["pkg-config", option, "hpa"], check=True, text=True,
+                               stdout=subprocess.PIPE)  # it says on stderr what it misses
         return shlex.split(asked.stdout)
 
     libraries = flags("--libs")

@@ -30,8 +30,8 @@ def _load():
     from torch.utils import cpp_extension
 
     def flags(option):
-        asked = subprocess.run(["pkg-config", option, "hpa"], check=True, capture_output=True,
-                               text=True)
+        asked = subprocess.run(["pkg-config", option, "hpa"], check=True, text=True,
+                               stdout=subprocess.PIPE)  # it says on stderr what it misses
         return shlex.split(asked.stdout)
 
     libraries = flags("--libs")
