@@ -23,13 +23,16 @@ static int64_t most_sampled_queries(const hpa_geometry *g)
     return g->mask_group * hpa_ceil_div(g->block_q, g->query_stride);
 }
 
-/* A range of candidates, and the best score found among its representative keys. */
+/* A range of candidates: the best score of its representative keys in either half, and the score by
+ * which it is judged, of those and of the half that it was of the range before. */
 typedef struct node {
     int64_t begin, end;
+    real half[2];
     real score;
 } node;
 
-/* Representative keys that wait for a product, and the child that each stands for. */
+/* Representative keys that wait for a product, and the half of a child that each stands for: owner
+ * 2 c + h. */
 typedef struct key_batch {
     real *keys;   /* [BATCH_KEYS, width] */
     real *scores; /* [BATCH_KEYS, stride] */
@@ -108,7 +111,7 @@ static void load_queries(search *x)
     hpa_make_panel(x->tiles, g, x->rows, x->queries, 1, x->panel, x->stride);
 }
 
-/* Scores the keys that wait, and gives each child the best of its own. */
+/* Scores the keys that wait, and gives each half of a child the best of its own. */
 static void score_batch(search *x)
 {
     key_batch *batch = &x->batch;
@@ -123,7 +126,8 @@ static void score_batch(search *x)
                                  .c_stride = x->stride};
     x->tiles->multiply(&product);
     for (int64_t begin = 0, end; begin < batch->count; begin = end) {
-        node *child = &x->children[batch->owner[begin]];
+        node *child = &x->children[batch->owner[begin] / 2];
+        real *half = &child->half[batch->owner[begin] % 2];
         for (end = begin + 1; end < batch->count && batch->owner[end] == batch->owner[begin];)
             end++;
         const hpa_score_tile tile = {.data = batch->scores + begin * x->stride,
@@ -131,6 +135,7 @@ static void score_batch(search *x)
                                      .keys = end - begin,
                                      .queries = x->queries};
         const real score = x->tiles->highest(&tile);
+        *half = score > *half ? score : *half;
         child->score = score > child->score ? score : child->score;
     }
     batch->count = 0;
@@ -146,13 +151,15 @@ static void score_children(search *x, int64_t n_children, int64_t wanted)
     for (int64_t c = 0; c < n_children; c++) {
         node *child = &x->children[c];
         const int64_t count = hpa_representatives(g, child->begin, child->end, wanted);
-        child->score = -(real)INFINITY;
+        const int64_t middle = hpa_node_middle(child->begin, child->end);
         for (int64_t n = 0; n < count; n++) {
             const int64_t key =
                 hpa_representative_key(g, s, &x->sets, child->begin, child->end, count, n);
             hpa_read_head(x->tiles, g, &x->in->k, s->batch, kv_head, s->kv_start, key, key + 1,
                           batch->keys + batch->count * x->width);
-            batch->owner[batch->count++] = c;
+            const int64_t candidate =
+                hpa_representative_candidate(g, child->begin, child->end, count, n);
+            batch->owner[batch->count++] = 2 * c + (candidate >= middle);
             if (batch->count == BATCH_KEYS)
                 score_batch(x);
         }
@@ -161,18 +168,20 @@ static void score_children(search *x, int64_t n_children, int64_t wanted)
         score_batch(x);
 }
 
+static node new_child(int64_t begin, int64_t end, real inherited)
+{
+    return (node){begin, end, {-(real)INFINITY, -(real)INFINITY}, inherited};
+}
+
 static int64_t split_nodes(const search *x, int64_t n_nodes)
 {
     int64_t n_children = 0;
     for (int64_t n = 0; n < n_nodes; n++) {
-        const int64_t begin = x->nodes[n].begin, end = x->nodes[n].end;
-        if (end - begin == 1) {
-            x->children[n_children++] = x->nodes[n];
-            continue;
-        }
-        const int64_t middle = hpa_node_middle(begin, end);
-        x->children[n_children++] = (node){.begin = begin, .end = middle};
-        x->children[n_children++] = (node){.begin = middle, .end = end};
+        const node *parent = &x->nodes[n]; /* all of a single candidate is its first half */
+        const int64_t middle = hpa_node_middle(parent->begin, parent->end);
+        x->children[n_children++] = new_child(parent->begin, middle, parent->half[0]);
+        if (middle < parent->end)
+            x->children[n_children++] = new_child(middle, parent->end, parent->half[1]);
     }
     return n_children;
 }
@@ -234,8 +243,8 @@ static int64_t search_tree(search *x)
     const int64_t candidates = x->sets.candidates;
     int64_t n_nodes = hpa_first_nodes(g, candidates);
     for (int64_t n = 0; n < n_nodes; n++)
-        x->nodes[n] = (node){.begin = hpa_first_node_begin(n, n_nodes, candidates),
-                             .end = hpa_first_node_begin(n + 1, n_nodes, candidates)};
+        x->nodes[n] = new_child(hpa_first_node_begin(n, n_nodes, candidates),
+                                hpa_first_node_begin(n + 1, n_nodes, candidates), -(real)INFINITY);
     load_queries(x);
     const int64_t levels = hpa_tree_levels(candidates, g->beam_nodes);
     for (int64_t level = 0; level < levels; level++) {

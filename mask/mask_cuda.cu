@@ -27,23 +27,22 @@ static __device__ void score_level(const mask_search &search, const mask_row &ro
     __syncthreads();
 }
 
-/* Keeps the best children of a level, which become the next level's where it is not the last. */
+/* Keeps the best children of a level and makes the next of them; returns its number of children. */
 template <typename Score>
 static __device__ int32_t choose(const mask_search &search, const tree_level<Score> &level,
-                                 bool last, int32_t *next_begin, int32_t *next_size,
-                                 choice *shared_choice)
+                                 const next_level<Score> &next, choice *shared_choice)
 {
-    const int32_t wanted = (int32_t)(last ? search.g.tree_blocks : search.g.beam_nodes);
+    const int32_t wanted = (int32_t)(level.last ? search.g.tree_blocks : search.g.beam_nodes);
     if constexpr (sizeof(Score) == sizeof(uint32_t))
         if (level.n_children <= (int32_t)blockDim.x)
-            return choose_at_once(level, wanted, last, next_begin, next_size, search.list_room,
-                                  shared_choice);
-    Score *const score = level.score;
-    const auto limit = find_cut(score, level.n_children, wanted, shared_choice);
+            return choose_at_once(level, wanted, next, search.list_room, shared_choice);
+    Score *const halves = level.halves;
+    add_up(level);
+    const auto limit = find_cut(level.score, level.n_children, wanted, shared_choice);
     if (threadIdx.x < 32)
-        keep_and_split(level, limit, last, next_begin, next_size, shared_choice);
+        keep_and_split(level, limit, next, shared_choice);
     __syncthreads();
-    clear_scores(score, search.list_room);
+    clear_scores(halves, 2 * search.list_room);
     return shared_choice->children;
 }
 
@@ -57,7 +56,8 @@ static __device__ int32_t search_tree(const mask_search &search, const mask_row 
 {
     const hpa_geometry &g = search.g;
     int32_t n_children = first_children(g, row.sets.candidates, lists.begin[0], lists.size[0]);
-    clear_scores(lists.score, search.list_room);
+    clear_scores(lists.halves, 2 * search.list_room);
+    clear_scores(lists.score[0], search.list_room);
     int64_t widest = hpa_ceil_div(row.sets.candidates, hpa_first_nodes(&g, row.sets.candidates));
     bool queries_are_there = false;
     int now = 0;
@@ -67,15 +67,22 @@ static __device__ int32_t search_tree(const mask_search &search, const mask_row 
         if (threadIdx.x == 0) {
             const int64_t wanted = last ? g.leaf_tokens : g.rep_tokens;
             const uint32_t tokens = (uint32_t)hpa_min(wanted, widest << search.block_k_log2);
-            level = {lists.begin[now], lists.size[now],
-                     lists.score,      n_children,
-                     tokens,           __popc(tokens) == 1 ? __ffs((int)tokens) - 1 : -1,
-                     (int32_t)wanted};
+            level.begin = lists.begin[now];
+            level.size = lists.size[now];
+            level.halves = lists.halves;
+            level.score = lists.score[now];
+            level.n_children = n_children;
+            level.tokens = tokens;
+            level.tokens_log2 = __popc(tokens) == 1 ? __ffs((int)tokens) - 1 : -1;
+            level.wanted = (int32_t)wanted;
+            level.last = last;
         }
         score_level<Scores>(search, row, level, queries_are_there, shared);
         queries_are_there = row.queries <= search.query_room;
-        n_children =
-            choose(search, level, last, lists.begin[now ^ 1], lists.size[now ^ 1], shared_choice);
+        n_children = choose(search, level,
+                            next_level<typename Scores::score>{
+                                lists.begin[now ^ 1], lists.size[now ^ 1], lists.score[now ^ 1]},
+                            shared_choice);
     }
     __syncthreads();
     *chosen = lists.begin[now];
@@ -83,9 +90,10 @@ static __device__ int32_t search_tree(const mask_search &search, const mask_row 
 }
 
 #define SHARED_ALIGNMENT 1024 /* of panels in the 128-byte swizzle */
+#define THREADS_EACH 512      /* of a multiprocessor, whose registers hold no more of them */
 
 template <typename Scores>
-static __global__ void __launch_bounds__(Scores::threads)
+static __global__ void __launch_bounds__(Scores::threads, THREADS_EACH / Scores::threads)
     mask_build_kernel(const __grid_constant__ mask_search search)
 {
     extern __shared__ __align__(16) unsigned char unaligned[];
@@ -203,7 +211,6 @@ const hpa_mask_kernel *hpa_mask_select_cuda(const hpa_plan *plan)
 
 #define STATIC_SHARED_BYTES 4096 /* more than mask_build_kernel and the driver take */
 #define NEAR_LISTS_BYTES 65536   /* lists longer than this go to scratch */
-#define THREADS_EACH 512         /* of a multiprocessor, whose registers hold no more of them */
 
 static int64_t round_up(int64_t value, int64_t unit)
 {

@@ -2,19 +2,25 @@
  *
  * HiP attention searches a tree. The candidates, which are the visible key blocks that are neither
  * sinks nor in the window, are cut into W ranges of neighbours. Level by level each range is cut in
- * two, each half is scored by a few of its keys, and the best W halves go on, until the ranges are
- * single blocks and the best M of them are kept. A key that scores high is so found in
- * log2(candidates / W) steps without looking at all the others. mask/rules.h has the index
- * arithmetic. Plain loops in double precision; speed is mask_cpu.c's concern. */
+ * two, each half is scored by a few keys of its own and by those of the range before that lie in it,
+ * and the best W halves go on, until the ranges are single blocks and the best M of them are kept. A
+ * key that scores high is so found in log2(candidates / W) steps without looking at all the others.
+ * mask/rules.h has the index arithmetic. Plain loops in double precision; speed is mask_cpu.c's
+ * concern. */
 #include "core/tensor.h"
 #include "mask/kernels.h"
 #include "mask/rules.h"
 
 #include <math.h>
 
-/* A range of candidates, and the best score found among its representative keys. */
-typedef struct node {
+/* Candidates [begin, end). */
+typedef struct range {
     int64_t begin, end;
+} range;
+
+/* A node of the tree, the one that it was split from, and the score by which it is judged. */
+typedef struct node {
+    range own, parent;
     double score;
 } node;
 
@@ -60,31 +66,48 @@ static double key_score(const row_search *r, int64_t key)
     return best;
 }
 
-static double node_score(const row_search *r, int64_t begin, int64_t end, int64_t wanted)
+/* The highest score of those representatives of a node, wanted of them, that lie in `within`. */
+static double best_within(const row_search *r, const range *of, int64_t wanted, const range *within)
 {
-    const int64_t count = hpa_representatives(r->g, begin, end, wanted);
+    const int64_t count = hpa_representatives(r->g, of->begin, of->end, wanted);
     double best = -INFINITY;
     for (int64_t n = 0; n < count; n++) {
+        const int64_t candidate = hpa_representative_candidate(r->g, of->begin, of->end, count, n);
+        if (candidate < within->begin || candidate >= within->end)
+            continue;
         const double score = key_score(
-            r, hpa_representative_key(r->g, &r->sequence, &r->sets, begin, end, count, n));
+            r, hpa_representative_key(r->g, &r->sequence, &r->sets, of->begin, of->end, count, n));
         if (score > best)
             best = score;
     }
     return best;
 }
 
+/* A child is judged by its own representatives and by those of its parent that lie in it; the nodes
+ * that the search starts with have none. */
+static double child_score(const row_search *r, const node *child, bool first_level, bool last_level)
+{
+    const hpa_geometry *g = r->g;
+    const double own =
+        best_within(r, &child->own, last_level ? g->leaf_tokens : g->rep_tokens, &child->own);
+    if (first_level)
+        return own;
+    const double inherited = best_within(r, &child->parent, g->rep_tokens, &child->own);
+    return inherited > own ? inherited : own;
+}
+
 static int64_t split_nodes(const row_search *r, int64_t n_nodes)
 {
     int64_t n_children = 0;
     for (int64_t n = 0; n < n_nodes; n++) {
-        const int64_t begin = r->nodes[n].begin, end = r->nodes[n].end;
-        if (end - begin == 1) {
-            r->children[n_children++] = r->nodes[n];
+        const range own = r->nodes[n].own;
+        if (own.end - own.begin == 1) {
+            r->children[n_children++] = (node){.own = own, .parent = own};
             continue;
         }
-        const int64_t middle = hpa_node_middle(begin, end);
-        r->children[n_children++] = (node){.begin = begin, .end = middle};
-        r->children[n_children++] = (node){.begin = middle, .end = end};
+        const int64_t middle = hpa_node_middle(own.begin, own.end);
+        r->children[n_children++] = (node){.own = {own.begin, middle}, .parent = own};
+        r->children[n_children++] = (node){.own = {middle, own.end}, .parent = own};
     }
     return n_children;
 }
@@ -112,15 +135,14 @@ static int64_t search_tree(const row_search *r)
     const int64_t candidates = r->sets.candidates;
     int64_t n_nodes = hpa_first_nodes(g, candidates);
     for (int64_t n = 0; n < n_nodes; n++)
-        r->nodes[n] = (node){.begin = hpa_first_node_begin(n, n_nodes, candidates),
-                             .end = hpa_first_node_begin(n + 1, n_nodes, candidates)};
+        r->nodes[n].own = (range){hpa_first_node_begin(n, n_nodes, candidates),
+                                  hpa_first_node_begin(n + 1, n_nodes, candidates)};
     const int64_t levels = hpa_tree_levels(candidates, g->beam_nodes);
     for (int64_t level = 0; level < levels; level++) {
         const bool last = level == levels - 1;
         const int64_t n_children = split_nodes(r, n_nodes);
         for (int64_t n = 0; n < n_children; n++)
-            r->children[n].score = node_score(r, r->children[n].begin, r->children[n].end,
-                                              last ? g->leaf_tokens : g->rep_tokens);
+            r->children[n].score = child_score(r, &r->children[n], level == 0, last);
         n_nodes = keep_best(r, n_children, last ? g->tree_blocks : g->beam_nodes);
     }
     return n_nodes;
@@ -139,7 +161,7 @@ static int32_t build_row(const row_search *r, int32_t *blocks)
         bool keep =
             block < sets->sink_end || (block >= sets->window_begin && block < sets->window_end);
         if (!keep) {
-            const bool found = chosen < n_chosen && r->nodes[chosen].begin == candidate;
+            const bool found = chosen < n_chosen && r->nodes[chosen].own.begin == candidate;
             keep = keep_all || found;
             chosen += found;
             candidate++;

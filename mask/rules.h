@@ -77,14 +77,27 @@ HPA_HOST_DEVICE int64_t hpa_representatives(const hpa_geometry *g, int64_t begin
     return hpa_min(wanted, (end - begin) * g->block_k);
 }
 
-/* Key of representative n of count for the node [begin, end): the middle of the n-th of count equal
- * parts of its keys laid end to end. */
+/* Representative n of count of the node [begin, end): the token in the middle of the n-th of count
+ * equal parts of its candidates' tokens laid end to end. */
+HPA_HOST_DEVICE int64_t hpa_representative_token(const hpa_geometry *g, int64_t begin, int64_t end,
+                                                 int64_t count, int64_t n)
+{
+    return (2 * n + 1) * (end - begin) * g->block_k / (2 * count);
+}
+
+/* The candidate that it lies in ... */
+HPA_HOST_DEVICE int64_t hpa_representative_candidate(const hpa_geometry *g, int64_t begin,
+                                                     int64_t end, int64_t count, int64_t n)
+{
+    return begin + hpa_representative_token(g, begin, end, count, n) / g->block_k;
+}
+
+/* ... and its key. */
 HPA_HOST_DEVICE int64_t hpa_representative_key(const hpa_geometry *g, const hpa_sequence *s,
                                                const hpa_row_sets *sets, int64_t begin, int64_t end,
                                                int64_t count, int64_t n)
 {
-    const int64_t length = (end - begin) * g->block_k;
-    const int64_t token = (2 * n + 1) * length / (2 * count);
+    const int64_t token = hpa_representative_token(g, begin, end, count, n);
     const int64_t block = hpa_candidate_block(sets, begin + token / g->block_k);
     return hpa_min(block * g->block_k + token % g->block_k, s->kv_length - 1);
 }

@@ -167,12 +167,12 @@ template <typename T, int STEPS, int GROUPS> struct mma_scores {
         const uint16_t *keys = find_keys<uint16_t>(search, row);
 #pragma unroll 1
         for (uint32_t tile = threadIdx.x / 32; tile * tile_keys < total; tile += warps) {
-            int32_t key[(GROUPS + 1) / 2], child[(GROUPS + 1) / 2];
+            int32_t key[(GROUPS + 1) / 2], half[(GROUPS + 1) / 2];
 #pragma unroll
             for (int n = 0; n < (GROUPS + 1) / 2; n++)
                 find_representative(search, row, level,
                                     min(tile * tile_keys + 32 * n + lane % tile_keys, total - 1),
-                                    &child[n], &key[n]);
+                                    &half[n], &key[n]);
             uint32_t left[GROUPS][2 * STEPS][4];
             load_keys(search, keys, key, left);
             float best[2 * GROUPS];
@@ -181,9 +181,9 @@ template <typename T, int STEPS, int GROUPS> struct mma_scores {
             for (int n = 0; n < 2 * GROUPS; n++) {
                 const float highest = lanes_max<4>(best[n]);
                 const int32_t owner =
-                    __shfl_sync(0xffffffffu, child[n / 4], (int)(8 * n + lane / 4) % 32);
+                    __shfl_sync(0xffffffffu, half[n / 4], (int)(8 * n + lane / 4) % 32);
                 if (lane % 4 == n % 4)
-                    atomicMax(&level.score[owner], ordered_bits(highest));
+                    atomicMax(&level.halves[owner], ordered_bits(highest));
             }
         }
     }

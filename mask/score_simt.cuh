@@ -96,8 +96,8 @@ template <typename T> struct simt_scores {
         const T *keys = find_keys<T>(search, row);
         T *tile = reinterpret_cast<T *>(key_tile);
         for (uint32_t first = 0; first < total; first += tile_keys) {
-            int32_t child, key;
-            find_representative(search, row, level, min(first + (uint32_t)lane, total - 1), &child,
+            int32_t half, key;
+            find_representative(search, row, level, min(first + (uint32_t)lane, total - 1), &half,
                                 &key);
             __syncthreads(); /* the tile before was read */
             for (int n = warp; n < tile_keys; n += (int)blockDim.x / 32)
@@ -106,7 +106,7 @@ template <typename T> struct simt_scores {
             __syncthreads();
             const T best = best_of(search, tile + lane * row_pitch,
                                    reinterpret_cast<const T *>(queries), count);
-            atomicMax(&level.score[child], ordered_bits(best));
+            atomicMax(&level.halves[half], ordered_bits(best));
         }
     }
 };

@@ -1,9 +1,10 @@
 /* Scores on Hopper's warpgroup products (wgmma, sm_90a) for f16 and bf16, head_dim up to 128.
  *
- * As score_mma.cuh, but a warpgroup takes 64 keys at a time and up to 128 queries in one product. Each
- * warp copies its 16 keys into rows of its own in shared memory, from where they become left operands
- * in registers; so the copies of the next 16 run under the product of these, and no warp waits for
- * another. The right operand, the queries, is read from shared memory by the product itself. */
+ * As score_mma.cuh, but a warpgroup takes 64 keys at a time and up to 128 queries in one product.
+ * Each warp copies its 16 keys into rows of its own in shared memory, from where they become left
+ * operands in registers; so the copies of the next 16 run under the product of these, and no warp
+ * waits for another. The right operand, the queries, is read from shared memory by the product
+ * itself. */
 #ifndef HPA_MASK_SCORE_SM90_CUH
 #define HPA_MASK_SCORE_SM90_CUH
 
@@ -19,8 +20,8 @@ template <typename T, int STEPS> struct sm90_scores {
     static constexpr int query_bytes = 128 * panels;
     static constexpr int query_multiple = 64;
     static constexpr int units = 4 * STEPS; /* of 16 bytes, in a row */
-    /* An odd number of units, so that the eight rows which ldmatrix reads at once fall into different
-     * banks. */
+    /* An odd number of units, so that the eight rows which ldmatrix reads at once fall into
+     * different banks. */
     static constexpr int key_pitch = 16 * (units + 1);
     static constexpr int keys_of_warp = 16;
     static constexpr int warp_bytes = keys_of_warp * key_pitch;
@@ -173,29 +174,18 @@ template <typename T, int STEPS> struct sm90_scores {
             multiply_half(queries + (uint32_t)first * 128, search.query_room, left, best);
     }
 
-    /* Hands the best of the warp's 16 keys, the first being number `first` of the level, to their
-     * children. */
+    /* Hands the best of the warp's 16 keys to their halves of children, half: of key lane % 16. */
     static __device__ __forceinline__ void keep_best(const tree_level<score> &level,
-                                                     const float (&best)[2], uint32_t first,
-                                                     uint32_t total)
+                                                     const float (&best)[2], int32_t half)
     {
         const uint32_t lane = threadIdx.x % 32, odd = lane & 1;
         /* Lanes 4 g + t: those with an even t go on with row g, those with an odd one with 8 + g. */
         const float other = __shfl_xor_sync(0xffffffffu, odd ? best[0] : best[1], 1);
         float mine = fmaxf(odd ? best[1] : best[0], other);
         mine = fmaxf(mine, __shfl_xor_sync(0xffffffffu, mine, 2));
-        /* Where whole children lie side by side, their rows are reduced here. */
-        const int log2 = level.tokens_log2;
-#pragma unroll
-        for (int bit = 0; bit < 3; bit++)
-            if (bit < log2)
-                mine = fmaxf(mine, __shfl_xor_sync(0xffffffffu, mine, 4 << bit));
-        if (log2 > 3)
-            mine = fmaxf(mine, __shfl_xor_sync(0xffffffffu, mine, 1));
-        const uint32_t row = 8 * odd + lane / 4, number = first + row;
-        const uint32_t same_child = log2 > 0 ? (1u << min(log2, 4)) - 1 : 0;
-        if (lane % 4 < 2 && (row & same_child) == 0 && number < total)
-            atomicMax(&level.score[child_of(level, number)], ordered_bits(mine));
+        const int32_t owner = __shfl_sync(0xffffffffu, half, (int)(8 * odd + lane / 4));
+        if (lane % 4 < 2)
+            atomicMax(&level.halves[owner], ordered_bits(mine));
     }
 
     static __device__ void score_level(const mask_search &search, const mask_row &row,
@@ -214,11 +204,11 @@ template <typename T, int STEPS> struct sm90_scores {
             find_keys<uint16_t>(search, row) + (unit < search.g.head_dim / 8 ? 8 * unit : 0));
         const uint32_t to = rows + lane / units * key_pitch + (uint32_t)unit * 16;
         /* The warps of a warpgroup take the same number of tiles. One tile early, for the copies. */
-        int32_t child, key = -1;
+        int32_t half, key = -1;
 #pragma unroll 1
         for (uint32_t tile = warp / 4 * 64; tile < total; tile += step) {
             if (key < 0) {
-                find_representative(search, row, level, min(tile + in_tile, total - 1), &child,
+                find_representative(search, row, level, min(tile + in_tile, total - 1), &half,
                                     &key);
                 if (search.by_16_bytes)
                     fetch_keys(search, column, to, key);
@@ -226,7 +216,8 @@ template <typename T, int STEPS> struct sm90_scores {
             if (!search.by_16_bytes)
                 copy_keys(search, column, to, key);
             const bool more = tile + step < total;
-            find_representative(search, row, level, min(tile + step + in_tile, total - 1), &child,
+            const int32_t half_now = half;
+            find_representative(search, row, level, min(tile + step + in_tile, total - 1), &half,
                                 &key);
             uint32_t left[2 * STEPS][4];
             take_keys(rows, left);
@@ -235,7 +226,7 @@ template <typename T, int STEPS> struct sm90_scores {
                 if (more && search.by_16_bytes)
                     fetch_keys(search, column, to, key);
             });
-            keep_best(level, best, tile + warp % 4 * 16, total);
+            keep_best(level, best, half_now);
         }
 #endif
     }

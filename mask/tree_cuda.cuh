@@ -1,6 +1,6 @@
 /* The tree of one mask row, searched by one block of threads: nodes, their split, the choice of the
- * best, and the row that comes out. mask_ref.c says the same in plain loops. How children are scored
- * is for score_*.cuh. */
+ * best, and the row that comes out. mask_ref.c says the same in plain loops. How children are
+ * scored is for score_*.cuh. */
 #ifndef HPA_MASK_TREE_CUDA_CUH
 #define HPA_MASK_TREE_CUDA_CUH
 
@@ -37,7 +37,8 @@ struct mask_row {
     bool exists;
 };
 
-/* Row number `index` of the mask, counting slots that no sequence fills. */
+/* The row that is searched as number `index` of the mask, counting slots that no sequence fills.
+ * Query heads that read the same keys take turns, so that they find them in near caches. */
 __device__ __forceinline__ mask_row find_mask_row(const mask_search &search, int64_t index)
 {
     const hpa_geometry &g = search.g;
@@ -47,9 +48,12 @@ __device__ __forceinline__ mask_row find_mask_row(const mask_search &search, int
     row.sequence = sequence_of(g, search.mask, batch);
     const hpa_sequence &s = row.sequence;
     const int64_t local = index - g.mask_heads * s.row_start;
-    row.mask_head = local / s.row_slots;
-    row.query_block = local % s.row_slots;
+    const int64_t heads = g.group / g.mask_group, rows = heads * s.row_slots; /* of one k and v */
+    row.mask_head = local / rows * heads + local % heads;
+    row.query_block = local % rows / heads;
     row.exists = row.mask_head < g.mask_heads && row.query_block < s.query_blocks;
+    if (row.mask_head < g.mask_heads)
+        row.index = hpa_row_index(&g, &s, row.mask_head, row.query_block);
     if (!row.exists)
         return row;
     row.sets = hpa_row_sets_of(&g, &s, row.query_block);
@@ -78,24 +82,27 @@ __device__ __forceinline__ unsigned long long ordered_bits(double score)
     return bits >> 63 ? ~bits : bits | 0x8000000000000000ull;
 }
 
-/* Children of one level, ascending: candidates [begin, begin + size), and their scores. Two levels
- * take turns, since the next is written while this one is read. */
+/* Children of one level, ascending: candidates [begin, begin + size), and what is known of their
+ * scores. Two levels take turns, since the next is written while this one is read. */
 template <typename Score> struct node_lists {
+    Score *halves;   /* [child][half]: the best of the representatives in either half of a child */
+    Score *score[2]; /* the parent's best in the child; then, of all, by which children are chosen */
     int32_t *begin[2], *size[2];
-    Score *score;
 };
 
 template <typename Score> __host__ __device__ constexpr int64_t node_bytes()
 {
-    return 4 * sizeof(int32_t) + sizeof(Score);
+    return 4 * (sizeof(Score) + sizeof(int32_t));
 }
 
 template <typename Score>
 __device__ __forceinline__ node_lists<Score> take_lists(unsigned char *memory, int32_t room)
 {
     node_lists<Score> lists;
-    lists.score = reinterpret_cast<Score *>(memory);
-    lists.begin[0] = reinterpret_cast<int32_t *>(lists.score + room);
+    lists.halves = reinterpret_cast<Score *>(memory);
+    lists.score[0] = lists.halves + 2 * room;
+    lists.score[1] = lists.score[0] + room;
+    lists.begin[0] = reinterpret_cast<int32_t *>(lists.score[1] + room);
     lists.begin[1] = lists.begin[0] + room;
     lists.size[0] = lists.begin[1] + room;
     lists.size[1] = lists.size[0] + room;
@@ -105,11 +112,19 @@ __device__ __forceinline__ node_lists<Score> take_lists(unsigned char *memory, i
 /* One level as the scoring sees it. */
 template <typename Score> struct tree_level {
     const int32_t *begin, *size;
-    Score *score; /* in: 0; out: ordered_bits of the best product of each child */
+    Score *halves; /* in: 0; out: ordered_bits of the best product of each half of each child */
+    Score *score;  /* the same of the parent's representatives in the child */
     int32_t n_children;
     uint32_t tokens;     /* representatives of the widest child; others repeat their last */
     int32_t tokens_log2; /* -1 where it is no power of two */
     int32_t wanted;      /* rep_tokens or leaf_tokens */
+    bool last;           /* every child is one candidate, and its first half */
+};
+
+/* Where the next level goes. */
+template <typename Score> struct next_level {
+    int32_t *begin, *size;
+    Score *score;
 };
 
 template <typename Score> __device__ __forceinline__ void clear_scores(Score *score, int32_t count)
@@ -143,8 +158,8 @@ __device__ __forceinline__ int32_t first_children(const hpa_geometry &g, int64_t
     return all_single ? count : 2 * count;
 }
 
-/* token number n of count in a child of length tokens: hpa_representative_key's, with a division only
- * where count is none of the level's powers of two. */
+/* hpa_representative_token of a child of length tokens, with a division only where count is none of
+ * the level's powers of two. */
 template <typename Score>
 __device__ __forceinline__ uint32_t find_token(const tree_level<Score> &level, uint32_t length,
                                                uint32_t count, uint32_t n)
@@ -161,20 +176,20 @@ __device__ __forceinline__ uint32_t child_of(const tree_level<Score> &level, uin
     return level.tokens_log2 >= 0 ? number >> level.tokens_log2 : number / level.tokens;
 }
 
-/* Child and key of representative number `number` of a level, children laid end to end with
- * level.tokens each. */
+/* Half of a child (a place in level.halves) and key of representative number `number` of a level,
+ * children laid end to end with level.tokens each. */
 template <typename Score>
 __device__ __forceinline__ void find_representative(const mask_search &search, const mask_row &row,
                                                     const tree_level<Score> &level, uint32_t number,
-                                                    int32_t *child, int32_t *key)
+                                                    int32_t *half, int32_t *key)
 {
-    *child = (int32_t)child_of(level, number);
-    const uint32_t in_child = number - (uint32_t)*child * level.tokens;
-    const int32_t begin = level.begin[*child];
-    const uint32_t length = (uint32_t)level.size[*child] << search.block_k_log2;
+    const uint32_t child = child_of(level, number), in_child = number - child * level.tokens;
+    const int32_t begin = level.begin[child], size = level.size[child];
+    const uint32_t length = (uint32_t)size << search.block_k_log2;
     const uint32_t count = min((uint32_t)level.wanted, length);
     const uint32_t token = find_token(level, length, count, min(in_child, count - 1));
     const int32_t candidate = begin + (int32_t)(token >> search.block_k_log2);
+    *half = (int32_t)(2 * child) + (candidate >= hpa_node_middle(begin, begin + size));
     const int32_t block = row.shift + candidate + (candidate < row.left ? 0 : row.gap);
     const int32_t in_block = (int32_t)(token & ((1u << search.block_k_log2) - 1));
     *key = min((block << search.block_k_log2) + in_block, row.last_key);
@@ -194,8 +209,8 @@ template <typename Score> struct cut {
     int32_t ties;
 };
 
-/* Finds the digit at which the count of children, from the highest digit down, reaches `wanted`. One
- * warp; lane l looks at digits 255 - 8 l ... 248 - 8 l. */
+/* Finds the digit at which the count of children, from the highest digit down, reaches `wanted`.
+ * One warp; lane l looks at digits 255 - 8 l ... 248 - 8 l. */
 __device__ __forceinline__ void find_digit(choice *shared, int32_t wanted)
 {
     const int lane = (int)threadIdx.x % 32;
@@ -250,12 +265,37 @@ __device__ __forceinline__ cut<Score> find_cut(const Score *score, int32_t n, in
     return {prefix, keep};
 }
 
-/* Writes the children that are kept, in their order: split for the next level, or whole when this
- * level is the last. One warp; the numbers of both are left in *shared. */
+/* A child that is kept goes on: split, unless it is one candidate. */
+template <typename Score>
+__device__ __forceinline__ void put_child(const next_level<Score> &next, int32_t at, int32_t begin,
+                                          int32_t size, Score left, Score right)
+{
+    const bool split = size > 1;
+    const int32_t half = (int32_t)hpa_node_middle(begin, begin + size) - begin;
+    next.begin[at] = begin;
+    next.size[at] = split ? half : size;
+    next.score[at] = left;
+    if (split) {
+        next.begin[at + 1] = begin + half;
+        next.size[at + 1] = size - half;
+        next.score[at + 1] = right;
+    }
+}
+
+/* Every child's score, of all that is known of it. */
+template <typename Score>
+__device__ __forceinline__ void add_up(const tree_level<Score> &level)
+{
+    for (int32_t n = (int32_t)threadIdx.x; n < level.n_children; n += (int32_t)blockDim.x)
+        level.score[n] = max(level.score[n], max(level.halves[2 * n], level.halves[2 * n + 1]));
+    __syncthreads();
+}
+
+/* Writes the children of those that are kept, in their order. One warp; their number is left in
+ * *shared. */
 template <typename Score>
 __device__ __forceinline__ void keep_and_split(const tree_level<Score> &level, cut<Score> limit,
-                                               bool last, int32_t *next_begin, int32_t *next_size,
-                                               choice *shared)
+                                               const next_level<Score> &next, choice *shared)
 {
     const uint32_t lane = threadIdx.x % 32, before = (1u << lane) - 1;
     int32_t ties = 0, written = 0;
@@ -268,19 +308,11 @@ __device__ __forceinline__ void keep_and_split(const tree_level<Score> &level, c
         const bool keep =
             exists && (score > limit.lowest ||
                        (score == limit.lowest && ties + __popc(tied & before) < limit.ties));
-        const bool split = keep && !last && size > 1;
         const uint32_t kept = __ballot_sync(0xffffffffu, keep);
-        const uint32_t twice = __ballot_sync(0xffffffffu, split);
-        const int32_t at = written + __popc(kept & before) + __popc(twice & before);
-        if (keep) {
-            const int32_t half = (int32_t)hpa_node_middle(begin, begin + size) - begin;
-            next_begin[at] = begin;
-            next_size[at] = split ? half : size;
-            if (split) {
-                next_begin[at + 1] = begin + half;
-                next_size[at + 1] = size - half;
-            }
-        }
+        const uint32_t twice = __ballot_sync(0xffffffffu, keep && size > 1);
+        if (keep)
+            put_child(next, written + __popc(kept & before) + __popc(twice & before), begin, size,
+                      level.halves[2 * i], level.halves[2 * i + 1]);
         ties += __popc(tied);
         written += __popc(kept) + __popc(twice);
     }
@@ -288,8 +320,8 @@ __device__ __forceinline__ void keep_and_split(const tree_level<Score> &level, c
         shared->children = written;
 }
 
-/* One number from each warp of the block; every thread gets the sum of those before its own warp, and
- * *total of all. */
+/* One number from each warp of the block; every thread gets the sum of those before its own warp,
+ * and *total of all. */
 __device__ __forceinline__ int32_t sum_of_warps(int32_t of_this_warp, int32_t *total,
                                                 choice *shared)
 {
@@ -328,48 +360,52 @@ __device__ __forceinline__ bool break_ties(bool keep, int32_t better, int32_t wa
     return keep && (!tied || above + earlier < wanted);
 }
 
-/* find_cut and keep_and_split for at most as many children as the block has threads, one each: a
- * child is kept when fewer than `wanted` are better. Leaves zeros for the scores of the next level,
- * and returns its number of children. */
+/* add_up, find_cut and keep_and_split for at most as many children as the block has threads: a child
+ * is kept when fewer than `wanted` are better. Leaves zeros for the halves of the next level, and
+ * returns its number of children. */
 __device__ __forceinline__ int32_t choose_at_once(const tree_level<uint32_t> &level, int32_t wanted,
-                                                  bool last, int32_t *next_begin,
-                                                  int32_t *next_size, int32_t list_room,
-                                                  choice *shared)
+                                                  const next_level<uint32_t> &next,
+                                                  int32_t list_room, choice *shared)
 {
-    const int32_t i = (int32_t)threadIdx.x;
-    const uint32_t before = (1u << i % 32) - 1;
-    const bool exists = i < level.n_children;
-    const uint32_t mine = exists ? level.score[i] : 0;
+    /* Where there are threads enough, two look at a child, and the first of them speaks for it. */
+    const int32_t n_children = level.n_children;
+    const int32_t sharers = 2 * n_children <= (int32_t)blockDim.x ? 2 : 1;
+    const int32_t i = (int32_t)threadIdx.x / sharers, part = (int32_t)threadIdx.x % sharers;
+    const uint32_t before = (1u << threadIdx.x % 32) - 1;
+    const bool there = i < n_children, exists = there && part == 0;
+    const uint32_t left = there ? level.halves[2 * i] : 0;
+    const uint32_t right = there ? level.halves[2 * i + 1] : 0;
+    const uint32_t mine = there ? max(level.score[i], max(left, right)) : 0;
     const int32_t begin = exists ? level.begin[i] : 0, size = exists ? level.size[i] : 0;
-    uint32_t *const score = level.score; /* level is the next one's as soon as all have come past */
+    __syncwarp(); /* both have read the score */
+    if (part == 0 && i < (n_children + 3) / 4 * 4)
+        level.score[i] = mine;
+    __syncthreads();
+    uint32_t *const halves = level.halves; /* level is the next one's once all have come past */
     int32_t better = 0;
 #pragma unroll 8
-    for (int32_t n = 0; n < level.n_children; n += 4) { /* past the last are zeros */
+    for (int32_t n = 4 * part; n < n_children; n += 4 * sharers) {
+        /* Past the last are zeros. */
         const uint4 four = *reinterpret_cast<const uint4 *>(level.score + n);
         better += (four.x > mine) + (four.y > mine) + (four.z > mine) + (four.w > mine);
     }
-    bool keep = exists && better < wanted, split = keep && !last && size > 1;
+    if (sharers == 2)
+        better += __shfl_xor_sync(0xffffffffu, better, 1);
+    bool keep = exists && better < wanted;
     int32_t total;
-    uint32_t kept = __ballot_sync(0xffffffffu, keep), twice = __ballot_sync(0xffffffffu, split);
+    uint32_t kept = __ballot_sync(0xffffffffu, keep);
+    uint32_t twice = __ballot_sync(0xffffffffu, keep && size > 1);
     int32_t at = sum_of_warps(__popc(kept) + (__popc(twice) << 16), &total, shared);
     if ((total & 0xffff) > wanted) {
         keep = break_ties(keep, better, wanted, shared);
-        split = split && keep;
         kept = __ballot_sync(0xffffffffu, keep);
-        twice = __ballot_sync(0xffffffffu, split);
+        twice = __ballot_sync(0xffffffffu, keep && size > 1);
         at = sum_of_warps(__popc(kept) + (__popc(twice) << 16), &total, shared);
     }
-    at = (at & 0xffff) + (at >> 16) + __popc(kept & before) + __popc(twice & before);
-    if (keep) {
-        const int32_t half = (int32_t)hpa_node_middle(begin, begin + size) - begin;
-        next_begin[at] = begin;
-        next_size[at] = split ? half : size;
-        if (split) {
-            next_begin[at + 1] = begin + half;
-            next_size[at + 1] = size - half;
-        }
-    }
-    clear_scores(score, list_room);
+    if (keep)
+        put_child(next, (at & 0xffff) + (at >> 16) + __popc(kept & before) + __popc(twice & before),
+                  begin, size, left, right);
+    clear_scores(halves, 2 * list_room);
     return (total & 0xffff) + (total >> 16);
 }
 

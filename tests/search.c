@@ -1,7 +1,8 @@
 #include "search.h"
 
 typedef struct node {
-    int64_t begin, end; /* candidates */
+    int64_t begin, end;               /* candidates */
+    int64_t parent_begin, parent_end; /* of the node that it was split from */
     double score;
 } node;
 
@@ -122,13 +123,24 @@ static int64_t representatives(const test_problem *p, const node *child, bool la
                    (child->end - child->begin) * p->desc.block_k);
 }
 
+/* Own representatives, and those of the parent that lie in the child. */
 static double node_score(const test_problem *p, const test_row *row, const double *token_scores,
-                         const node *child, bool last_level)
+                         const node *child, bool first_level, bool last_level)
 {
     const int64_t r = representatives(p, child, last_level);
     double best = -(double)INFINITY;
     for (int64_t n = 0; n < r; n++)
         best = fmax(best, token_scores[representative(p, row, child, n, r)]);
+    if (first_level)
+        return best;
+    const node parent = {.begin = child->parent_begin, .end = child->parent_end};
+    const int64_t of_parent = representatives(p, &parent, false);
+    for (int64_t n = 0; n < of_parent; n++) {
+        const int64_t place = (2 * n + 1) * (parent.end - parent.begin) * p->desc.block_k;
+        const int64_t candidate = parent.begin + place / (2 * of_parent) / p->desc.block_k;
+        if (candidate >= child->begin && candidate < child->end)
+            best = fmax(best, token_scores[representative(p, row, &parent, n, of_parent)]);
+    }
     return best;
 }
 
@@ -148,13 +160,10 @@ static int64_t split(const node *nodes, int64_t count, node *children)
     int64_t n_children = 0;
     for (int64_t n = 0; n < count; n++) {
         const int64_t begin = nodes[n].begin, end = nodes[n].end;
-        if (end - begin < 2) {
-            children[n_children++] = nodes[n];
-            continue;
-        }
         const int64_t middle = begin + (end - begin + 1) / 2;
-        children[n_children++] = (node){.begin = begin, .end = middle};
-        children[n_children++] = (node){.begin = middle, .end = end};
+        children[n_children++] = (node){begin, middle, begin, end, 0};
+        if (middle < end)
+            children[n_children++] = (node){middle, end, begin, end, 0};
     }
     return n_children;
 }
@@ -189,7 +198,8 @@ static void search(const test_problem *p, const test_row *row, const double *tok
     for (int64_t level = 1; level <= levels; level++) {
         const int64_t n_children = split(nodes, count, children);
         for (int64_t n = 0; n < n_children; n++)
-            children[n].score = node_score(p, row, token_scores, &children[n], level == levels);
+            children[n].score =
+                node_score(p, row, token_scores, &children[n], level == 1, level == levels);
         qsort(children, (size_t)n_children, sizeof *children, by_score);
         count = smaller(n_children, level == levels ? M : W);
         memcpy(nodes, children, (size_t)count * sizeof *nodes);

@@ -198,8 +198,9 @@ typedef struct hpa_desc {
                         1, so that every query sees itself. Not causal: on either side, 0 is none */
 
     int32_t beam;       /* tree nodes carried from level to level, in units of M. More finds more */
-    int32_t rep_tokens; /* keys scored for a node of the tree */
-    int32_t leaf_tokens;  /* keys scored for a node at the last level, block_k: every key */
+    int32_t rep_tokens; /* keys scored for a node of the tree, which is judged by them and by those
+                           of the node it was split from that lie in it */
+    int32_t leaf_tokens;  /* the same for a node at the last level, block_k: every key */
     int32_t query_stride; /* every how many queries of a block take part in the search */
     bool share_heads;     /* one mask for all query heads of a key/value head, not one for each */
 
