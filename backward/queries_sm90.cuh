@@ -2,10 +2,11 @@
  *
  *     s = q k^T    dp = dO v^T    p = exp(scale s - lse)    ds = p (dp - delta)    dq += ds k
  *
- * One warp fetches 64 keys at a time, k and v, into a ring of stages, from the end of the
- * row's list; two warpgroups of 64 queries each take them out. Queries and dO wait in registers as
- * left operands, which spares shared memory their reading; so does ds. The products s and dp of a
- * step are begun together with dq of the step before. Thread blocks stay and take tile after tile. */
+ * One thread plans: it finds the next tile and writes down what the others need to know of it.
+ * One warp fetches 64 keys at a time, k and v, into a ring of stages, from the end of the row's
+ * list. Two warpgroups of 64 queries each take them out. Queries and dO wait in registers as left
+ * operands, which spares shared memory their reading; so does ds. Thread blocks stay and take tile
+ * after tile. */
 #ifndef HPA_BACKWARD_QUERIES_SM90_CUH
 #define HPA_BACKWARD_QUERIES_SM90_CUH
 
@@ -15,18 +16,25 @@ namespace
 {
 
 inline constexpr int tile_queries = 128;
-inline constexpr int queries_threads = 128 + 256; /* producer, consumers */
+inline constexpr int queries_threads = 128 + 256; /* planner and producer, consumers */
 inline constexpr int step_keys = 64; /* that one step multiplies with the queries */
 template <int D> inline constexpr int step_key_bytes = step_keys * D * 2;
-inline constexpr int most_boxes = 4;              /* blocks of keys in a step */
+inline constexpr int most_boxes = 4; /* blocks of keys in a step */
+inline constexpr int query_jobs = 2; /* tiles of queries: this one and the next */
 
-/* A tile's queries, and the boxes of keys that they walk over: blocks, or halves of blocks longer
- * than a step. */
-struct query_work_sm90 {
-    query_tile queries;
-    const int32_t *blocks; /* ascending */
+/* A tile of queries as the planner describes it. The boxes of keys that it walks over are blocks,
+ * or halves of blocks longer than a step. */
+struct query_job {
+    int64_t number;
+    const void *q, *d_out; /* its first rows */
+    void *dq;
+    const stats_pair *stats;
+    const int32_t *blocks; /* that it keeps, ascending */
     int boxes, steps;
-    bool found;
+    int rows;       /* queries; 0: there are no more tiles */
+    int first_sees; /* keys that the first query sees, before the limit of ... */
+    int keys;       /* ... how many there are */
+    int kv_token, kv_head, batch;
 };
 
 /* How steps are cut into boxes. */
@@ -49,23 +57,59 @@ template <int D> struct queries_shared {
     uint64_t full[stages], empty[stages];
     int32_t key_of_box[stages][most_boxes]; /* first key of each box; -1: no block */
     int32_t last_key[stages];               /* of the step; INT_MAX where a box has no block */
-    query_work_sm90 works[2][2];            /* of each warpgroup, this one and the one before */
+    uint64_t job_full[query_jobs], job_empty[query_jobs];
+    query_job job[query_jobs];
 };
 
-__device__ __forceinline__ void find_queries(const sm90_arguments &x, int64_t number,
-                                             query_work_sm90 *work)
+/* The planner: one thread. */
+
+template <typename T>
+__device__ __forceinline__ bool plan_queries(const sm90_arguments &x, int64_t number,
+                                             query_job *job)
 {
     const hpa_geometry &g = x.geometry;
-    work->found =
-        find_query_tile(g, x.mask, number, x.tiles_per_block, tile_queries, &work->queries);
-    work->boxes = work->steps = 0;
-    if (!work->found)
-        return;
+    query_tile tile;
+    if (!find_query_tile(g, x.mask, number, x.tiles_per_block, tile_queries, &tile))
+        return false;
+    const hpa_sequence &s = tile.sequence;
     const key_boxes boxes = key_boxes_of(g);
-    const int64_t row = work->queries.mask_row;
-    work->blocks = x.mask.row_blocks + row * g.capacity;
-    work->boxes = max(0, min(x.mask.row_length[row], (int)g.capacity)) * boxes.per_block;
-    work->steps = (work->boxes + boxes.per_step - 1) / boxes.per_step;
+    job->number = number;
+    job->q = row_at<const T>(x.q, s.batch, tile.head, s.q_start, tile.begin);
+    job->d_out = row_at<const T>(x.d_out, s.batch, tile.head, s.q_start, tile.begin);
+    job->dq = row_at<T>(x.dq, s.batch, tile.head, s.q_start, tile.begin);
+    job->stats = x.stats + slot_of_query(g, s, tile.head, tile.begin);
+    job->blocks = x.mask.row_blocks + tile.mask_row * g.capacity;
+    job->boxes =
+        max(0, min(x.mask.row_length[tile.mask_row], (int)g.capacity)) * boxes.per_block;
+    job->steps = (job->boxes + boxes.per_step - 1) / boxes.per_step;
+    job->rows = (int)(tile.end - tile.begin);
+    job->first_sees = (int)(g.causal ? hpa_key_position(&s, tile.begin) + 1 : s.kv_length);
+    job->keys = (int)s.kv_length;
+    job->kv_token = (int)s.kv_start;
+    job->kv_head = (int)(tile.head / g.group);
+    job->batch = g.packed ? 0 : (int)s.batch;
+    return true;
+}
+
+template <typename T, int D>
+__device__ void plan_all_queries(const sm90_arguments &x, queries_shared<D> &shared)
+{
+    stage_ring<query_jobs> at;
+    bool last = false;
+    for (int64_t number = blockIdx.x; !last; number += gridDim.x) {
+        query_job job;
+        last = number >= x.query_tiles;
+        if (last) {
+            job.rows = 0;
+        } else if (!plan_queries<T>(x, number, &job)) {
+            x.queries_left[2 * number] = x.queries_left[2 * number + 1] = 0;
+            continue;
+        }
+        barrier_wait(&shared.job_empty[at.stage], at.phase ^ 1);
+        shared.job[at.stage] = job;
+        barrier_arrive(&shared.job_full[at.stage]);
+        at.advance();
+    }
 }
 
 /* The producer: one warp, whose lanes look up the boxes of the next steps and of which one lane fetches
@@ -78,21 +122,18 @@ struct key_walk {
     int first_token, kv_head, batch;
 };
 
-__device__ __forceinline__ key_walk key_walk_of(const sm90_arguments &x,
-                                                const query_work_sm90 &work)
+__device__ __forceinline__ key_walk key_walk_of(const sm90_arguments &x, const query_job &job)
 {
-    const hpa_geometry &g = x.geometry;
-    const key_boxes boxes = key_boxes_of(g);
-    const hpa_sequence &s = work.queries.sequence;
-    return {work.blocks,
-            work.boxes,
-            work.steps,
+    const key_boxes boxes = key_boxes_of(x.geometry);
+    return {job.blocks,
+            job.boxes,
+            job.steps,
             boxes.per_step,
-            __ffs((int)g.block_k) - 1,
+            __ffs((int)x.geometry.block_k) - 1,
             __ffs(boxes.tokens) - 1,
-            (int)s.kv_start,
-            (int)(work.queries.head / g.group),
-            g.packed ? 0 : (int)s.batch};
+            job.kv_token,
+            job.kv_head,
+            job.batch};
 }
 
 /* First key of a box; -1: none. Boxes are counted in the order of the steps: step n holds the n-th
@@ -167,10 +208,13 @@ __device__ void produce_keys(const sm90_arguments &x, queries_shared<D> &shared,
                              const CUtensorMap *k_map, const CUtensorMap *v_map)
 {
     stage_ring<queries_shared<D>::stages> at;
-    for (int64_t number = blockIdx.x; number < x.query_tiles; number += gridDim.x) {
-        query_work_sm90 work;
-        find_queries(x, number, &work);
-        const key_walk walk = key_walk_of(x, work);
+    for (stage_ring<query_jobs> job_at;; job_at.advance()) {
+        barrier_wait(&shared.job_full[job_at.stage], job_at.phase);
+        const query_job &job = shared.job[job_at.stage];
+        if (job.rows == 0)
+            return;
+        const key_walk walk = key_walk_of(x, job);
+        release_stage(&shared.job_empty[job_at.stage]);
 #pragma unroll 1
         for (int place = 0; place < walk.steps * walk.per_step; place += 32) {
             const int mine = key_of(walk, place + (int)threadIdx.x);
@@ -187,44 +231,26 @@ __device__ void produce_keys(const sm90_arguments &x, queries_shared<D> &shared,
 template <int D> struct query_operands {
     uint32_t q[D / 16][4], d_out[D / 16][4];
     stats_pair stats[2];
-    int all_see; /* last key that the warpgroup's first query sees */
+    int all_see; /* last key that the warpgroup's first row sees */
 };
 
-/* Left operand of 64 rows from global memory; rows past the tile repeat its last. */
-template <typename T, int D>
-__device__ __forceinline__ void load_left(uint32_t (&left)[D / 16][4], const T *rows,
-                                          int64_t token_stride, int row, int last_row)
+__device__ __forceinline__ int last_key_of(const sm90_arguments &x, const query_job &job, int row)
 {
-    const int pair = (int)threadIdx.x % 4 * 2;
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-        const T *at = rows + min(row + 8 * half, last_row) * token_stride + pair;
-#pragma unroll
-        for (int d = 0; d < D / 16; d++) {
-            left[d][half] = *reinterpret_cast<const uint32_t *>(at + 16 * d);
-            left[d][2 + half] = *reinterpret_cast<const uint32_t *>(at + 16 * d + 8);
-        }
-    }
+    const int64_t sees = (int64_t)job.first_sees + (x.geometry.causal ? row : 0);
+    return (int)hpa_min(sees, job.keys) - 1;
 }
 
 template <typename T, int D>
-__device__ __forceinline__ void load_queries(const sm90_arguments &x, const query_work_sm90 &work,
-                                             query_operands<D> &own, int row_in_tile)
+__device__ __forceinline__ void load_queries(const sm90_arguments &x, const query_job &job,
+                                             query_operands<D> &own, int row)
 {
-    const query_tile &tile = work.queries;
-    const hpa_sequence &s = tile.sequence;
-    const int last_row = (int)(tile.end - tile.begin) - 1;
-    load_left<T, D>(own.q, row_at<const T>(x.q, s.batch, tile.head, s.q_start, tile.begin),
-                    x.q.strides.token, row_in_tile, last_row);
-    load_left<T, D>(own.d_out, row_at<const T>(x.d_out, s.batch, tile.head, s.q_start, tile.begin),
-                    x.d_out.strides.token, row_in_tile, last_row);
-    const int64_t first = tile.begin + row_in_tile / GROUP_ROWS * GROUP_ROWS;
-    own.all_see = (int)visible_keys(x.geometry, s, first) - 1;
+    load_left<T, D>(own.q, static_cast<const T *>(job.q), x.q.strides.token, row, job.rows - 1);
+    load_left<T, D>(own.d_out, static_cast<const T *>(job.d_out), x.d_out.strides.token, row,
+                    job.rows - 1);
+    own.all_see = last_key_of(x, job, row / GROUP_ROWS * GROUP_ROWS);
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-        const int64_t query = hpa_min(tile.begin + row_in_tile + 8 * half, tile.end - 1);
-        own.stats[half] = x.stats[slot_of_query(x.geometry, s, tile.head, query)];
-    }
+    for (int half = 0; half < 2; half++)
+        own.stats[half] = job.stats[min(row + 8 * half, job.rows - 1)];
 }
 
 /* p = exp(scale s - lse) in place of s. */
@@ -249,127 +275,167 @@ __device__ __forceinline__ void differentiate_keys(float (&p)[n], const float (&
 
 /* ds becomes 0 where the query does not see the key. */
 template <int n>
-__device__ __forceinline__ void hide_keys_of_step(float (&ds)[n], const hpa_geometry &g,
-                                                  const query_tile &tile, const int32_t *key_of_box)
+__device__ __forceinline__ void hide_keys_of_step(float (&ds)[n], const sm90_arguments &x,
+                                                  const query_job &job, const int32_t *key_of_box)
 {
-    const key_boxes boxes = key_boxes_of(g);
-    const int row = ((int)threadIdx.x - 128) / 32 * 16 + (int)threadIdx.x % 32 / 4;
+    const int tokens = key_boxes_of(x.geometry).tokens, box_shift = __ffs(tokens) - 1;
+    const int row = (int)(threadIdx.x - 128) / 32 * 16 + (int)threadIdx.x % 32 / 4;
+    const int last_key[2] = {last_key_of(x, job, row), last_key_of(x, job, row + 8)};
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-        const int64_t query = hpa_min(tile.begin + row + 8 * half, tile.end - 1);
-        const int last_key = (int)visible_keys(g, tile.sequence, query) - 1;
+    for (int c = 0; c < n / 4; c++) {
+        const int column = c * 8 + (int)threadIdx.x % 4 * 2;
+        const int first = key_of_box[column >> box_shift];
+        const int key = first < 0 ? INT_MAX - 1 : first + (column & (tokens - 1));
 #pragma unroll
-        for (int i = 0; i < n / 2; i++) {
-            const int column = i / 2 * 8 + (int)threadIdx.x % 4 * 2 + i % 2;
-            const int first = key_of_box[column / boxes.tokens];
-            if (first < 0 || first + column % boxes.tokens > last_key)
-                ds[i / 2 * 4 + half * 2 + i % 2] = 0;
-        }
+        for (int i = 0; i < 4; i++)
+            if (key + i % 2 > last_key[i / 2])
+                ds[4 * c + i] = 0;
     }
 }
 
-/* s and dp of a stage, begun and not waited for. */
-template <typename T, int D, int n>
-__device__ __forceinline__ void begin_scores_of_step(float (&s)[n], float (&dp)[n],
-                                                     const query_operands<D> &own,
-                                                     queries_shared<D> &shared, int stage)
+/* A warpgroup's way along the ring of stages. */
+template <int D> struct ring_walk {
+    stage_ring<queries_shared<D>::stages> at;
+    uint32_t keys, full, empty; /* addresses: of k in stage 0, of the barriers of stage 0 */
+    uint32_t k, next_k;         /* of k in this stage and in the next, uniform */
+    int group;
+    bool not_finite; /* a step with hidden pairs had such a key */
+};
+
+/* Waits for the stage after this one, if there is to be one. weights: to be made before. The
+ * compiler would sink their making below the wait for the very products that are to hide it, so the
+ * address of the next stage hangs on them: their sign bit, which no weight has set, is added where
+ * panels drop it. */
+template <int D, int n>
+__device__ __forceinline__ void look_ahead(ring_walk<D> &w, const float (&weights)[n], bool more)
 {
-    multiply_abt<T, D>(s, own.q, uniform(shared_address(shared.k[stage])));
-    wgmma_commit();
-    multiply_abt<T, D>(dp, own.d_out, uniform(shared_address(shared.v[stage])));
-    wgmma_commit();
+    uint32_t bits = 0;
+#pragma unroll
+    for (int i = 0; i < n; i++)
+        bits |= __float_as_uint(weights[i]);
+    auto next = w.at;
+    next.advance();
+    w.next_k = uniform(w.keys + next.stage * step_key_bytes<D> + (bits >> 31));
+    if (more)
+        barrier_wait(w.full + next.stage * (uint32_t)sizeof(uint64_t), next.phase);
 }
 
-/* All steps of one tile. not_finite: a step with hidden pairs had such a key. */
+/* All steps of one tile. A step's scores are begun before dq of the step before is added, and
+ * weighed while that and dp are under way. */
 template <typename T, int D>
 __device__ __forceinline__ void walk_keys(const sm90_arguments &x, queries_shared<D> &shared,
-                                          stage_ring<queries_shared<D>::stages> &at,
-                                          const query_work_sm90 &work,
-                                          const query_operands<D> &own, float (&dq)[D / 2],
-                                          bool &not_finite, int group)
+                                          ring_walk<D> &w, const query_job &job, int steps,
+                                          const query_operands<D> &own, float (&dq)[D / 2])
 {
     float s[step_keys / 2], dp[step_keys / 2];
     uint32_t left[step_keys / 16][4];
-    const auto differentiate = [&](int stage) {
-        wgmma_wait<1>();
+    const auto begin_s = [&]() {
+        multiply_abt<T, D>(s, own.q, w.k);
+        wgmma_commit();
+    };
+    const auto begin_dp = [&]() {
+        multiply_abt<T, D>(dp, own.d_out, w.k + (uint32_t)sizeof(shared.k));
+        wgmma_commit();
+    };
+    const auto begin_dq = [&](uint32_t k) {
+        multiply_ab<T>(dq, left, k);
+        wgmma_commit();
+    };
+    const auto weigh = [&]() {
         wgmma_hold(s);
         weigh_keys(s, own, x.scale_log2);
-        settle_weights(s);
-        wgmma_wait<0>();
+        wgmma_hold(s);
+    };
+    const auto differentiate = [&]() {
         wgmma_hold(dp);
         differentiate_keys(s, dp, own);
-        if (shared.last_key[stage] > own.all_see) {
-            hide_keys_of_step(s, x.geometry, work.queries, shared.key_of_box[stage]);
-            not_finite |= group_share_is_not_finite<T>(shared.k[stage], step_key_bytes<D>);
+        if (shared.last_key[w.at.stage] > own.all_see) {
+            hide_keys_of_step(s, x, job, shared.key_of_box[w.at.stage]);
+            w.not_finite |=
+                group_share_is_not_finite<T>(shared.k[w.at.stage], step_key_bytes<D>);
         }
         pack_sums<T>(left, s);
     };
-    barrier_wait(&shared.full[at.stage], at.phase);
-    await_turn(group);
+    const auto release = [&](int stage) {
+        release_stage(w.empty + stage * (uint32_t)sizeof(uint64_t));
+    };
+    barrier_wait(&shared.full[w.at.stage], w.at.phase);
+    w.k = uniform(w.keys + w.at.stage * step_key_bytes<D>);
+    await_turn(w.group);
     wgmma_fence();
-    begin_scores_of_step<T>(s, dp, own, shared, at.stage);
-    pass_turn(group);
-    differentiate(at.stage);
-    for (int n = 1; n < work.steps; n++) {
-        const int before = at.stage;
-        at.advance();
-        barrier_wait(&shared.full[at.stage], at.phase);
-        await_turn(group);
+    begin_s();
+    begin_dp();
+    pass_turn(w.group);
+    wgmma_wait<1>();
+    weigh();
+    look_ahead(w, s, steps > 1);
+    wgmma_wait<0>();
+    differentiate();
+    for (int n = 1; n < steps; n++) {
+        const int before = w.at.stage;
+        const uint32_t k_before = w.k;
+        w.at.advance();
+        w.k = w.next_k;
+        await_turn(w.group);
         wgmma_fence();
-        multiply_ab<T>(dq, left, uniform(shared_address(shared.k[before])));
-        wgmma_commit();
-        begin_scores_of_step<T>(s, dp, own, shared, at.stage);
-        pass_turn(group);
+        begin_s();
+        begin_dq(k_before);
+        begin_dp();
+        pass_turn(w.group);
         wgmma_wait<2>();
+        weigh();
+        look_ahead(w, s, n + 1 < steps);
+        wgmma_wait<0>();
         wgmma_hold(dq);
-        release_stage(&shared.empty[before]);
-        differentiate(at.stage);
+        release(before);
+        differentiate();
     }
-    await_turn(group);
+    await_turn(w.group);
     wgmma_fence();
-    multiply_ab<T>(dq, left, uniform(shared_address(shared.k[at.stage])));
-    wgmma_commit();
-    pass_turn(group);
+    begin_dq(w.k);
+    pass_turn(w.group);
     wgmma_wait<0>();
     wgmma_hold(dq);
-    release_stage(&shared.empty[at.stage]);
-    at.advance();
+    release(w.at.stage);
+    w.at.advance();
 }
 
 template <typename T, int D>
 __device__ void consume_keys(const sm90_arguments &x, queries_shared<D> &shared)
 {
-    const int thread = (int)threadIdx.x - 128, group = thread / 128;
-    const int row_in_tile = thread / 32 * 16 + thread % 32 / 4;
-    stage_ring<queries_shared<D>::stages> at;
-    int turn = 0;
+    const int thread = (int)threadIdx.x - 128, group = (int)uniform((uint32_t)thread / 128);
+    const int row = thread / 32 * 16 + thread % 32 / 4;
+    ring_walk<D> w = {.keys = kept_address(shared.k),
+                      .full = kept_address(shared.full),
+                      .empty = kept_address(shared.empty),
+                      .group = group};
     if (group == 1)
         pass_turn(group);
-    for (int64_t number = blockIdx.x; number < x.query_tiles; number += gridDim.x, turn ^= 1) {
-        query_work_sm90 &work = shared.works[turn][group];
-        if (thread % 128 == 0)
-            find_queries(x, number, &work);
-        named_barrier(1 + group, 128);
-        bool not_finite = false;
+    for (stage_ring<query_jobs> job_at;; job_at.advance()) {
+        barrier_wait(&shared.job_full[job_at.stage], job_at.phase);
+        const query_job &job = shared.job[job_at.stage];
+        const int rows = (int)uniform((uint32_t)job.rows);
+        if (rows == 0)
+            return;
+        w.not_finite = false;
         float dq[D / 2];
 #pragma unroll
         for (int i = 0; i < D / 2; i++)
             dq[i] = 0;
-        if (work.steps > 0) {
+        const int steps = (int)uniform((uint32_t)job.steps);
+        if (steps > 0) {
             query_operands<D> own;
-            load_queries<T, D>(x, work, own, row_in_tile);
-            walk_keys<T, D>(x, shared, at, work, own, dq, not_finite, group);
+            load_queries<T, D>(x, job, own, row);
+            walk_keys<T, D>(x, shared, w, job, steps, own, dq);
         }
-        const bool left = named_barrier_or(1 + group, 128, not_finite);
+        const bool left = named_barrier_or(1 + group, 128, w.not_finite);
         if (thread % 128 == 0)
-            x.queries_left[2 * number + group] = left;
-        if (!work.found || left)
-            continue;
-        const query_tile &tile = work.queries;
-        const hpa_sequence &s = tile.sequence;
-        const int64_t first = tile.begin + group * GROUP_ROWS;
-        store_group_rows(row_at<T>(x.dq, s.batch, tile.head, s.q_start, first), x.dq.strides.token,
-                         (int)hpa_min(GROUP_ROWS, tile.end - first), dq, x.scale, x.accumulate);
+            x.queries_left[2 * job.number + group] = left;
+        if (!left)
+            store_group_rows(static_cast<T *>(job.dq) + group * GROUP_ROWS * x.dq.strides.token,
+                             x.dq.strides.token, rows - group * GROUP_ROWS, dq, x.scale,
+                             x.accumulate);
+        release_stage(&shared.job_empty[job_at.stage]);
     }
 }
 
@@ -388,6 +454,10 @@ __global__ void __launch_bounds__(queries_threads, 1)
             barrier_init(&shared.full[stage], 1);
             barrier_init(&shared.empty[stage], 8); /* warps */
         }
+        for (int stage = 0; stage < query_jobs; stage++) {
+            barrier_init(&shared.job_full[stage], 1);
+            barrier_init(&shared.job_empty[stage], 9); /* and the producer */
+        }
         barrier_init_fence();
     }
     __syncthreads();
@@ -395,6 +465,8 @@ __global__ void __launch_bounds__(queries_threads, 1)
         asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
         if (threadIdx.x < 32)
             produce_keys<D>(x, shared, &k_map, &v_map);
+        else if (threadIdx.x == 32)
+            plan_all_queries<T>(x, shared);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
         consume_keys<T, D>(x, shared);

@@ -8,7 +8,6 @@
 namespace
 {
 
-
 struct sm90_arguments {
     hpa_geometry geometry;
     hpa_mask mask;
@@ -42,6 +41,23 @@ template <int n> __device__ __forceinline__ void settle_weights(const float (&we
         __nanosleep(0);
 }
 
+/* Left operand of 64 rows from global memory; rows past the tile repeat its last. */
+template <typename T, int D>
+__device__ __forceinline__ void load_left(uint32_t (&left)[D / 16][4], const T *rows,
+                                          int64_t token_stride, int row, int last_row)
+{
+    const int pair = (int)threadIdx.x % 4 * 2;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        const T *at = rows + min(row + 8 * half, last_row) * token_stride + pair;
+#pragma unroll
+        for (int d = 0; d < D / 16; d++) {
+            left[d][half] = *reinterpret_cast<const uint32_t *>(at + 16 * d);
+            left[d][2 + half] = *reinterpret_cast<const uint32_t *>(at + 16 * d + 8);
+        }
+    }
+}
+
 /* factor * sums[64, D] of a warpgroup, rounded, to the first `rows` of the rows at `to`. */
 template <typename T, int n>
 __device__ __forceinline__ void store_group_rows(T *to, int64_t token_stride, int rows,
@@ -52,19 +68,27 @@ __device__ __forceinline__ void store_group_rows(T *to, int64_t token_stride, in
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         const int row = first + 8 * half;
-        if (row >= rows)
-            continue;
-        T *at = to + row * token_stride + lane % 4 * 2;
+        T *at = to + row * token_stride;
+        if (accumulate && row < rows) {
 #pragma unroll
-        for (int c = 0; c < n / 4; c++) {
-            uint32_t *pair = reinterpret_cast<uint32_t *>(at + 8 * c);
-            float2 sum = make_float2(sums[4 * c + 2 * half] * factor,
-                                     sums[4 * c + 2 * half + 1] * factor);
-            if (accumulate) {
+            for (int c = 0; c < n / 4; c++) {
+                uint32_t *pair = reinterpret_cast<uint32_t *>(at + 8 * c + lane % 4 * 2);
                 const float2 before = unpack<T>(*pair);
-                sum = make_float2(before.x + sum.x, before.y + sum.y);
+                *pair = pack<T>(before.x + sums[4 * c + 2 * half] * factor,
+                                before.y + sums[4 * c + 2 * half + 1] * factor);
             }
-            *pair = pack<T>(sum.x, sum.y);
+        } else if (!accumulate) {
+#pragma unroll
+            for (int c = 0; c < n / 4; c += 4) {
+                uint32_t words[4];
+#pragma unroll
+                for (int i = 0; i < 4; i++)
+                    words[i] = pack<T>(sums[4 * (c + i) + 2 * half] * factor,
+                                       sums[4 * (c + i) + 2 * half + 1] * factor);
+                const uint4 columns = gather_columns(words);
+                if (row < rows)
+                    *reinterpret_cast<uint4 *>(at + 8 * (c + lane % 4)) = columns;
+            }
         }
     }
 }

@@ -259,28 +259,6 @@ __device__ __noinline__ void attend_rows(const forward_arguments &x, int64_t wor
         attend_row<T, head_dim>(x, tile, query);
 }
 
-/* The four lanes that share a row hold its columns in pairs; afterwards lane t holds the eight columns
- * of word t of the first four: words are exchanged as the rows and columns of a 4 x 4 matrix. */
-__device__ __forceinline__ uint4 gather_columns(const uint32_t (&words)[4])
-{
-    const bool odd = threadIdx.x & 1, upper = threadIdx.x & 2;
-    uint32_t half[4];
-#pragma unroll
-    for (int n = 0; n < 4; n += 2) {
-        const uint32_t other = __shfl_xor_sync(0xffffffffu, odd ? words[n] : words[n + 1], 1);
-        half[n] = odd ? other : words[n];
-        half[n + 1] = odd ? words[n + 1] : other;
-    }
-    uint32_t whole[4];
-#pragma unroll
-    for (int n = 0; n < 2; n++) {
-        const uint32_t other = __shfl_xor_sync(0xffffffffu, upper ? half[n] : half[n + 2], 2);
-        whole[n] = upper ? other : half[n];
-        whole[n + 2] = upper ? half[n + 2] : other;
-    }
-    return make_uint4(whole[0], whole[1], whole[2], whole[3]);
-}
-
 /* A row without weights sees no key, so O = 0 and lse = -inf; or else its scores are all -inf, which
  * takes infinities in q or k, and it is NaN. */
 template <typename T, int head_dim>

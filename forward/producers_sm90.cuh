@@ -95,8 +95,19 @@ __device__ __forceinline__ void fetch_queries(shared_memory<head_dim> &shared,
     __syncwarp();
 }
 
-/* Boxes of one tile of K or V; lane n knows the first key of box n. A box without a block repeats the
- * first: its scores are hidden, and what is read is finite when the row's own keys are. */
+/* Writes down what the boxes of a tile of K are; lane n knows the first key of box n. The lane that
+ * arrives at the barrier writes. */
+__device__ __forceinline__ void name_boxes(const forward_arguments &x, int32_t *names, int key)
+{
+    for (int box = 0; box < x.boxes; box++) {
+        const int of_box = __shfl_sync(0xffffffffu, key, box);
+        if (threadIdx.x % 32 == 0)
+            names[box] = of_box;
+    }
+}
+
+/* Boxes of one tile of K or V. A box without a block repeats the first: its scores are hidden, and
+ * what is read is finite when the row's own keys are. */
 template <int head_dim>
 __device__ __forceinline__ void fetch_keys(const forward_arguments &x, unsigned char *operand,
                                            const CUtensorMap *map, uint64_t *full,
@@ -153,9 +164,7 @@ __device__ void fetch(const forward_arguments &x, shared_memory<head_dim> &share
             const int key_after = find_key(x, job, n + 1);
             if (n < key_tiles) {
                 barrier_wait(&shared.k_empty[k_at.stage], k_at.phase ^ 1);
-                if (lane < x.boxes)
-                    names_at<head_dim>(shared, k_at)[lane] = key;
-                __syncwarp();
+                name_boxes(x, names_at<head_dim>(shared, k_at), key);
                 fetch_keys<head_dim>(x, shared.k[k_at.stage], k_map, &shared.k_full[k_at.stage],
                                      job, key);
                 k_at.advance();

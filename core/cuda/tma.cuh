@@ -23,16 +23,30 @@ __device__ __forceinline__ void barrier_init(uint64_t *barrier, uint32_t arrival
                  "r"(arrivals));
 }
 
+/* The same, which the compiler then keeps in a register: left alone it works the address out anew
+ * at each use, and that takes a special register's latency. */
+__device__ __forceinline__ uint32_t kept_address(const void *pointer)
+{
+    uint32_t address = shared_address(pointer);
+    asm volatile("" : "+r"(address));
+    return address;
+}
+
 /* Makes initialised barriers visible to the copy engine; then synchronise the block. */
 __device__ __forceinline__ void barrier_init_fence()
 {
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
+/* barrier: its address in shared memory. */
+__device__ __forceinline__ void barrier_arrive(uint32_t barrier)
+{
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
 __device__ __forceinline__ void barrier_arrive(uint64_t *barrier)
 {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier))
-                 : "memory");
+    barrier_arrive(shared_address(barrier));
 }
 
 /* Makes the phase wait for that many bytes of copies. */
@@ -55,7 +69,7 @@ __device__ __forceinline__ void barrier_arrive_expect(uint64_t *barrier, uint32_
 
 /* Waits for the end of the phase with that parity: a fresh barrier is in phase 0, and waiting for
  * parity 1 of it returns at once. */
-__device__ __forceinline__ void barrier_wait(uint64_t *barrier, uint32_t parity)
+__device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity)
 {
     asm volatile("{\n"
                  ".reg .pred done;\n"
@@ -64,9 +78,14 @@ __device__ __forceinline__ void barrier_wait(uint64_t *barrier, uint32_t parity)
                  "@done bra.uni finished;\n"
                  "bra.uni wait;\n"
                  "finished:\n"
-                 "}\n" ::"r"(shared_address(barrier)),
+                 "}\n" ::"r"(barrier),
                  "r"(parity)
                  : "memory");
+}
+
+__device__ __forceinline__ void barrier_wait(uint64_t *barrier, uint32_t parity)
+{
+    barrier_wait(shared_address(barrier), parity);
 }
 
 __device__ __forceinline__ void tma_prefetch_map(const CUtensorMap *map)

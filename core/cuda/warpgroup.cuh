@@ -34,11 +34,16 @@ template <int stages> struct stage_ring {
 };
 
 /* This warp has read what the barrier guards. */
-__device__ __forceinline__ void release_stage(uint64_t *barrier)
+__device__ __forceinline__ void release_stage(uint32_t barrier)
 {
     __syncwarp();
     if (threadIdx.x % 32 == 0)
         barrier_arrive(barrier);
+}
+
+__device__ __forceinline__ void release_stage(uint64_t *barrier)
+{
+    release_stage(shared_address(barrier));
 }
 
 /* Barrier `number` of the thread block, for `threads` of its threads. */
@@ -131,6 +136,28 @@ __device__ __forceinline__ void pack_sums(uint32_t (&left)[n / 8][4], const floa
 #pragma unroll
     for (int i = 0; i < n / 2; i++)
         left[i / 4][i % 4] = pack<T>(sums[2 * i], sums[2 * i + 1]);
+}
+
+/* The four lanes that share a row hold its columns in pairs; afterwards lane t holds the eight columns
+ * of word t of the first four: words are exchanged as the rows and columns of a 4 x 4 matrix. */
+__device__ __forceinline__ uint4 gather_columns(const uint32_t (&words)[4])
+{
+    const bool odd = threadIdx.x & 1, upper = threadIdx.x & 2;
+    uint32_t half[4];
+#pragma unroll
+    for (int n = 0; n < 4; n += 2) {
+        const uint32_t other = __shfl_xor_sync(0xffffffffu, odd ? words[n] : words[n + 1], 1);
+        half[n] = odd ? other : words[n];
+        half[n + 1] = odd ? words[n + 1] : other;
+    }
+    uint32_t whole[4];
+#pragma unroll
+    for (int n = 0; n < 2; n++) {
+        const uint32_t other = __shfl_xor_sync(0xffffffffu, upper ? half[n] : half[n + 2], 2);
+        whole[n] = upper ? other : half[n];
+        whole[n + 2] = upper ? half[n + 2] : other;
+    }
+    return make_uint4(whole[0], whole[1], whole[2], whole[3]);
 }
 
 /* Do `bytes` of shared memory hold a 16-bit element that is not finite, as far as this thread of
