@@ -76,6 +76,7 @@ static __device__ int32_t search_tree(const mask_search &search, const mask_row 
             level.tokens_log2 = __popc(tokens) == 1 ? __ffs((int)tokens) - 1 : -1;
             level.wanted = (int32_t)wanted;
             level.last = last;
+            level.fours = last && tokens % 4 == 0;
         }
         score_level<Scores>(search, row, level, queries_are_there, shared);
         queries_are_there = row.queries <= search.query_room;
@@ -209,7 +210,7 @@ const hpa_mask_kernel *hpa_mask_select_cuda(const hpa_plan *plan)
     return &find_variant(plan)->kernel;
 }
 
-#define STATIC_SHARED_BYTES 4096 /* more than mask_build_kernel and the driver take */
+#define STATIC_SHARED_BYTES 2560 /* more than mask_build_kernel and the driver take */
 #define NEAR_LISTS_BYTES 65536   /* lists longer than this go to scratch */
 
 static int64_t round_up(int64_t value, int64_t unit)

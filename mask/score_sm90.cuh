@@ -36,17 +36,25 @@ template <typename T, int STEPS> struct sm90_scores {
                                         unsigned char *shared, int32_t first, int32_t count)
     {
         const int room = search.query_room;
-        for (int i = (int)threadIdx.x; i < count * STEPS; i += (int)blockDim.x) {
-            const int query = i / STEPS, step = i % STEPS;
-            const uint16_t *from = find_query<uint16_t>(search, row, first + query);
-            uint4 loaded[4];
-#pragma unroll
-            for (int n = 0; n < 4; n++)
-                loaded[n] = load_any_unit(search, from, 4 * step + n);
-#pragma unroll
-            for (int n = 0; n < 4; n++)
-                *reinterpret_cast<uint4 *>(shared + place(room, query, 4 * step + n)) = loaded[n];
+        const uint32_t to = shared_offset(shared);
+        /* Of one head, queries lie at equal distances. */
+        const uint16_t *const begin = find_query<uint16_t>(search, row, 0);
+        const int64_t distance = search.g.query_stride * search.q.strides.token;
+        const bool of_one_head = search.g.mask_group == 1;
+        const int32_t last = row.queries - 1;
+        for (int i = (int)threadIdx.x; i < count * units; i += (int)blockDim.x) {
+            const int query = i / units, unit = i % units;
+            const uint16_t *from = of_one_head
+                                       ? begin + min(first + query, last) * distance
+                                       : find_query<uint16_t>(search, row, first + query);
+            const bool exists = unit < (int)search.g.head_dim / 8;
+            if (search.by_16_bytes)
+                copy_async_16(to + place(room, query, unit), from + (exists ? 8 * unit : 0), exists);
+            else
+                *reinterpret_cast<uint4 *>(shared + place(room, query, unit)) =
+                    load_unit<ROWS_BY_ELEMENT>(from, unit, (int)search.g.head_dim / 8);
         }
+        copy_async_wait();
         /* The products read shared memory by another way than the stores above. */
 #if __CUDA_ARCH_FEAT_SM90_ALL
         asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
@@ -64,16 +72,16 @@ template <typename T, int STEPS> struct sm90_scores {
         return lane;
     }
 
-    /* Begins to copy the keys; lane l holds the number of key l % 16. column: of key 0, this lane's
+    /* Begins to copy the keys; lane side + n holds the number of key n. column: of key 0, this lane's
      * unit; to: where that goes. */
     static __device__ __forceinline__ void fetch_keys(const mask_search &search, const char *column,
-                                                      uint32_t to, int32_t key)
+                                                      uint32_t to, int32_t key, uint32_t side)
     {
         const uint32_t lane = lane_again(), row = lane / units;
         const bool exists = lane % units < (uint32_t)search.g.head_dim / 8;
 #pragma unroll
         for (uint32_t first = 0; first < keys_of_warp; first += rows_of_turn) {
-            const uint32_t of_row = (uint32_t)__shfl_sync(0xffffffffu, key, (int)(first + row));
+            const uint32_t of_row = (uint32_t)__shfl_sync(0xffffffffu, key, (int)(side + first + row));
             if (32 % units == 0 || lane < rows_of_turn * units) /* of 12 units: some stand by */
                 copy_async_16(to + first * key_pitch,
                               column + (uint64_t)of_row * search.k_row_bytes, exists);
@@ -82,11 +90,11 @@ template <typename T, int STEPS> struct sm90_scores {
 
     /* The same for rows that do not begin at multiples of 16 bytes. */
     static __device__ __noinline__ void copy_keys(const mask_search &search, const char *column,
-                                                  uint32_t to, int32_t key)
+                                                  uint32_t to, int32_t key, uint32_t side)
     {
         const uint32_t lane = threadIdx.x % 32, row = lane / units;
         for (uint32_t first = 0; first < keys_of_warp; first += rows_of_turn) {
-            const int64_t of_row = __shfl_sync(0xffffffffu, key, (int)(first + row));
+            const int64_t of_row = __shfl_sync(0xffffffffu, key, (int)(side + first + row));
             const uint16_t *from =
                 reinterpret_cast<const uint16_t *>(column) + of_row * search.k.strides.token;
             const uint4 unit = lane % units < (uint32_t)search.g.head_dim / 8
@@ -118,13 +126,14 @@ template <typename T, int STEPS> struct sm90_scores {
     static __device__ __forceinline__ void begin(float (&sums)[columns / 2], uint32_t queries,
                                                  int room, const uint32_t (&left)[2 * STEPS][4])
     {
+        const uint64_t panel = wgmma_panel(queries, 0);
         wgmma_hold(sums);
         wgmma_fence();
 #pragma unroll
-        for (int step = 0; step < 2 * STEPS; step++) {
-            const uint32_t at = queries + step / 4 * room * 128 + step % 4 * 32;
-            wgmma_abt<T, columns / 2>(sums, left[step], wgmma_panel(at, 0), step > 0);
-        }
+        for (int step = 0; step < 2 * STEPS; step++)
+            wgmma_abt<T, columns / 2>(
+                sums, left[step],
+                wgmma_panel_at(panel, (uint32_t)(step / 4 * room * 128 + step % 4 * 32)), step > 0);
         wgmma_commit();
     }
 
@@ -149,21 +158,23 @@ template <typename T, int STEPS> struct sm90_scores {
         take_best<64>(sums, best);
     }
 
-    /* Over all queries; `meanwhile` is called when the first product is under way. */
-    template <typename F>
+    /* Over all queries, 128 where ALL; `meanwhile` is called when the first product is under way. */
+    template <bool ALL, typename F>
     static __device__ __forceinline__ void
     multiply(const mask_search &search, uint32_t queries, int32_t count,
              const uint32_t (&left)[2 * STEPS][4], float (&best)[2], const F &meanwhile)
     {
-        if (count < 128) {
+        if (!ALL && count < 128) {
             meanwhile();
             multiply_half(queries, search.query_room, left, best);
             return;
         }
         float sums[64];
-        begin<128>(sums, queries, search.query_room, left);
+        begin<128>(sums, queries, ALL ? 128 : search.query_room, left);
         meanwhile();
         take_best<128>(sums, best);
+        if (ALL)
+            return;
         int32_t first = 128;
 #pragma unroll 1
         for (; first + 128 <= count; first += 128) {
@@ -174,17 +185,24 @@ template <typename T, int STEPS> struct sm90_scores {
             multiply_half(queries + (uint32_t)first * 128, search.query_room, left, best);
     }
 
-    /* Hands the best of the warp's 16 keys to their halves of children, half: of key lane % 16. */
+    /* Hands the best of the warp's 16 keys to their halves of children; lane side + n holds key n's. */
     static __device__ __forceinline__ void keep_best(const tree_level<score> &level,
-                                                     const float (&best)[2], int32_t half)
+                                                     const float (&best)[2], int32_t half,
+                                                     uint32_t side)
     {
         const uint32_t lane = threadIdx.x % 32, odd = lane & 1;
         /* Lanes 4 g + t: those with an even t go on with row g, those with an odd one with 8 + g. */
         const float other = __shfl_xor_sync(0xffffffffu, odd ? best[0] : best[1], 1);
         float mine = fmaxf(odd ? best[1] : best[0], other);
         mine = fmaxf(mine, __shfl_xor_sync(0xffffffffu, mine, 2));
-        const int32_t owner = __shfl_sync(0xffffffffu, half, (int)(8 * odd + lane / 4));
-        if (lane % 4 < 2)
+        const int32_t owner = __shfl_sync(0xffffffffu, half, (int)(side + 8 * odd + lane / 4));
+        uint32_t writers = 0x33333333u;
+        if (level.fours) {
+            mine = fmaxf(mine, __shfl_xor_sync(0xffffffffu, mine, 4));
+            mine = fmaxf(mine, __shfl_xor_sync(0xffffffffu, mine, 8));
+            writers = 0x00030003u;
+        }
+        if (writers >> lane & 1)
             atomicMax(&level.halves[owner], ordered_bits(mine));
     }
 
@@ -192,41 +210,70 @@ template <typename T, int STEPS> struct sm90_scores {
                                        const tree_level<score> &level, const unsigned char *queries,
                                        unsigned char *key_rows, int32_t count)
     {
+        if (count == 128 && search.query_room == 128 && search.by_16_bytes)
+            score_tiles<true>(search, row, level, queries, key_rows, count);
+        else
+            score_tiles<false>(search, row, level, queries, key_rows, count);
+    }
+
+    /* COMMON: 128 queries, and rows that begin at multiples of 16 bytes. */
+    template <bool COMMON>
+    static __device__ __forceinline__ void
+    score_tiles(const mask_search &search, const mask_row &row, const tree_level<score> &level,
+                const unsigned char *queries, unsigned char *key_rows, int32_t count)
+    {
 #if __CUDA_ARCH_FEAT_SM90_ALL
         const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
         const uint32_t step = blockDim.x / 2; /* 16 keys of each warp */
         const uint32_t total = (uint32_t)level.n_children * level.tokens;
         const uint32_t first_query = shared_offset(queries);
         const uint32_t rows = shared_offset(key_rows) + warp * warp_bytes;
-        const uint32_t in_tile = warp % 4 * 16 + lane % 16;
         const int unit = (int)lane % units;
         const char *column = reinterpret_cast<const char *>(
             find_keys<uint16_t>(search, row) + (unit < search.g.head_dim / 8 ? 8 * unit : 0));
         const uint32_t to = rows + lane / units * key_pitch + (uint32_t)unit * 16;
-        /* The warps of a warpgroup take the same number of tiles. One tile early, for the copies. */
-        int32_t half, key = -1;
-#pragma unroll 1
-        for (uint32_t tile = warp / 4 * 64; tile < total; tile += step) {
-            if (key < 0) {
-                find_representative(search, row, level, min(tile + in_tile, total - 1), &half,
-                                    &key);
-                if (search.by_16_bytes)
-                    fetch_keys(search, column, to, key);
-            }
-            if (!search.by_16_bytes)
-                copy_keys(search, column, to, key);
-            const bool more = tile + step < total;
-            const int32_t half_now = half;
-            find_representative(search, row, level, min(tile + step + in_tile, total - 1), &half,
-                                &key);
+        /* The warps of a warpgroup take the same number of tiles, of 64 keys. Lanes 0 ... 15 know the
+         * keys of an even one and the others those of the next; the copies run one tile ahead. */
+        uint32_t tile = warp / 4 * 64;
+        const auto find = [&](uint32_t first, int32_t &half, int32_t &key) {
+            const uint32_t number = first + lane / 16 * step + warp % 4 * 16 + lane % 16;
+            find_representative(search, row, level, min(number, total - 1), &half, &key);
+        };
+        const auto fetch = [&](int32_t key, uint32_t side) {
+            if (COMMON || search.by_16_bytes)
+                fetch_keys(search, column, to, key, side);
+        };
+        const auto score_tile = [&](int32_t half, int32_t key, uint32_t side, const auto &meanwhile) {
+            if (!COMMON && !search.by_16_bytes)
+                copy_keys(search, column, to, key, side);
             uint32_t left[2 * STEPS][4];
             take_keys(rows, left);
             float best[2] = {-INFINITY, -INFINITY};
-            multiply(search, first_query, count, left, best, [&]() {
-                if (more && search.by_16_bytes)
-                    fetch_keys(search, column, to, key);
+            multiply<COMMON>(search, first_query, count, left, best, meanwhile);
+            keep_best(level, best, half, side);
+        };
+        if (tile >= total)
+            return;
+        int32_t half, key, next_half, next_key;
+        find(tile, half, key);
+        fetch(key, 0);
+#pragma unroll 1
+        for (;;) {
+            score_tile(half, key, 0, [&]() {
+                if (tile + step < total)
+                    fetch(key, 16);
+                find(tile + 2 * step, next_half, next_key);
             });
-            keep_best(level, best, half_now);
+            if ((tile += step) >= total)
+                break;
+            score_tile(half, key, 16, [&]() {
+                if (tile + step < total)
+                    fetch(next_key, 0);
+            });
+            if ((tile += step) >= total)
+                break;
+            half = next_half;
+            key = next_key;
         }
 #endif
     }

@@ -119,6 +119,7 @@ template <typename Score> struct tree_level {
     int32_t tokens_log2; /* -1 where it is no power of two */
     int32_t wanted;      /* rep_tokens or leaf_tokens */
     bool last;           /* every child is one candidate, and its first half */
+    bool fours;          /* and then, four representatives in a row are of one child */
 };
 
 /* Where the next level goes. */
@@ -188,8 +189,8 @@ __device__ __forceinline__ void find_representative(const mask_search &search, c
     const uint32_t length = (uint32_t)size << search.block_k_log2;
     const uint32_t count = min((uint32_t)level.wanted, length);
     const uint32_t token = find_token(level, length, count, min(in_child, count - 1));
-    const int32_t candidate = begin + (int32_t)(token >> search.block_k_log2);
-    *half = (int32_t)(2 * child) + (candidate >= hpa_node_middle(begin, begin + size));
+    const int32_t in_order = (int32_t)(token >> search.block_k_log2), candidate = begin + in_order;
+    *half = (int32_t)(2 * child) + (in_order >= (size + 1) / 2); /* hpa_node_middle */
     const int32_t block = row.shift + candidate + (candidate < row.left ? 0 : row.gap);
     const int32_t in_block = (int32_t)(token & ((1u << search.block_k_log2) - 1));
     *key = min((block << search.block_k_log2) + in_block, row.last_key);
