@@ -44,12 +44,12 @@ template <typename T, int STEPS> struct sm90_scores {
         const int32_t last = row.queries - 1;
         for (int i = (int)threadIdx.x; i < count * units; i += (int)blockDim.x) {
             const int query = i / units, unit = i % units;
-            const uint16_t *from = of_one_head
-                                       ? begin + min(first + query, last) * distance
-                                       : find_query<uint16_t>(search, row, first + query);
+            const uint16_t *from = of_one_head ? begin + min(first + query, last) * distance
+                                               : find_query<uint16_t>(search, row, first + query);
             const bool exists = unit < (int)search.g.head_dim / 8;
             if (search.by_16_bytes)
-                copy_async_16(to + place(room, query, unit), from + (exists ? 8 * unit : 0), exists);
+                copy_async_16(to + place(room, query, unit), from + (exists ? 8 * unit : 0),
+                              exists);
             else
                 *reinterpret_cast<uint4 *>(shared + place(room, query, unit)) =
                     load_unit<ROWS_BY_ELEMENT>(from, unit, (int)search.g.head_dim / 8);
@@ -72,8 +72,8 @@ template <typename T, int STEPS> struct sm90_scores {
         return lane;
     }
 
-    /* Begins to copy the keys; lane side + n holds the number of key n. column: of key 0, this lane's
-     * unit; to: where that goes. */
+    /* Begins to copy the keys; lane side + n holds the number of key n. column: of key 0, this
+     * lane's unit; to: where that goes. */
     static __device__ __forceinline__ void fetch_keys(const mask_search &search, const char *column,
                                                       uint32_t to, int32_t key, uint32_t side)
     {
@@ -81,7 +81,8 @@ template <typename T, int STEPS> struct sm90_scores {
         const bool exists = lane % units < (uint32_t)search.g.head_dim / 8;
 #pragma unroll
         for (uint32_t first = 0; first < keys_of_warp; first += rows_of_turn) {
-            const uint32_t of_row = (uint32_t)__shfl_sync(0xffffffffu, key, (int)(side + first + row));
+            const uint32_t of_row =
+                (uint32_t)__shfl_sync(0xffffffffu, key, (int)(side + first + row));
             if (32 % units == 0 || lane < rows_of_turn * units) /* of 12 units: some stand by */
                 copy_async_16(to + first * key_pitch,
                               column + (uint64_t)of_row * search.k_row_bytes, exists);
@@ -185,10 +186,10 @@ template <typename T, int STEPS> struct sm90_scores {
             multiply_half(queries + (uint32_t)first * 128, search.query_room, left, best);
     }
 
-    /* Hands the best of the warp's 16 keys to their halves of children; lane side + n holds key n's. */
-    static __device__ __forceinline__ void keep_best(const tree_level<score> &level,
-                                                     const float (&best)[2], int32_t half,
-                                                     uint32_t side)
+    /* Hands the best of the warp's 16 keys to their halves of children; lane side + n holds that of
+     * key n. */
+    static __device__ __forceinline__ void
+    keep_best(const tree_level<score> &level, const float (&best)[2], int32_t half, uint32_t side)
     {
         const uint32_t lane = threadIdx.x % 32, odd = lane & 1;
         /* Lanes 4 g + t: those with an even t go on with row g, those with an odd one with 8 + g. */
@@ -232,8 +233,8 @@ template <typename T, int STEPS> struct sm90_scores {
         const char *column = reinterpret_cast<const char *>(
             find_keys<uint16_t>(search, row) + (unit < search.g.head_dim / 8 ? 8 * unit : 0));
         const uint32_t to = rows + lane / units * key_pitch + (uint32_t)unit * 16;
-        /* The warps of a warpgroup take the same number of tiles, of 64 keys. Lanes 0 ... 15 know the
-         * keys of an even one and the others those of the next; the copies run one tile ahead. */
+        /* The warps of a warpgroup take the same number of tiles, of 64 keys. Lanes 0 ... 15 know
+         * the keys of an even one, the others those of the next; copies run one tile ahead. */
         uint32_t tile = warp / 4 * 64;
         const auto find = [&](uint32_t first, int32_t &half, int32_t &key) {
             const uint32_t number = first + lane / 16 * step + warp % 4 * 16 + lane % 16;
@@ -243,7 +244,8 @@ template <typename T, int STEPS> struct sm90_scores {
             if (COMMON || search.by_16_bytes)
                 fetch_keys(search, column, to, key, side);
         };
-        const auto score_tile = [&](int32_t half, int32_t key, uint32_t side, const auto &meanwhile) {
+        const auto score_tile = [&](int32_t half, int32_t key, uint32_t side,
+                                    const auto &meanwhile) {
             if (!COMMON && !search.by_16_bytes)
                 copy_keys(search, column, to, key, side);
             uint32_t left[2 * STEPS][4];

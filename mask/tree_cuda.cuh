@@ -85,8 +85,8 @@ __device__ __forceinline__ unsigned long long ordered_bits(double score)
 /* Children of one level, ascending: candidates [begin, begin + size), and what is known of their
  * scores. Two levels take turns, since the next is written while this one is read. */
 template <typename Score> struct node_lists {
-    Score *halves;   /* [child][half]: the best of the representatives in either half of a child */
-    Score *score[2]; /* the parent's best in the child; then, of all, by which children are chosen */
+    Score *halves;   /* [child][half]: the best of a child's representatives in either half */
+    Score *score[2]; /* the parent's best in the child; then the best of all, for the choice */
     int32_t *begin[2], *size[2];
 };
 
@@ -284,8 +284,7 @@ __device__ __forceinline__ void put_child(const next_level<Score> &next, int32_t
 }
 
 /* Every child's score, of all that is known of it. */
-template <typename Score>
-__device__ __forceinline__ void add_up(const tree_level<Score> &level)
+template <typename Score> __device__ __forceinline__ void add_up(const tree_level<Score> &level)
 {
     for (int32_t n = (int32_t)threadIdx.x; n < level.n_children; n += (int32_t)blockDim.x)
         level.score[n] = max(level.score[n], max(level.halves[2 * n], level.halves[2 * n + 1]));
