@@ -47,7 +47,7 @@ static const struct {
     int32_t block_q, block_k, beam, rep_tokens, leaf_tokens, query_stride;
     bool share_heads;
 } presets[] = {
-    [HPA_PRESET_FAST] = {128, 128, 1, 4, 16, 1, true},
+    [HPA_PRESET_FAST] = {128, 128, 2, 4, 16, 1, true},
     [HPA_PRESET_BALANCED] = {128, 64, 2, 4, 16, 1, false},
     [HPA_PRESET_FAITHFUL] = {128, 64, 2, 32, 64, 1, false},
 };

@@ -1,25 +1,32 @@
-# Draws recall.png from what optim_demo/recall accuracy printed: gnuplot -e "folder='...'".
-# NAME.csv: bytes_back, recalls, accuracy. Nearer than 64 bytes there are too few to tell.
-set terminal pngcairo size 640,440 font "sans,10"
+# Draws recall.png from what optim_demo/recall compare wrote: gnuplot -e "folder='...'".
+# KIND-WHEN.csv: bytes_back, recalls, accuracy. Nearer than 64 bytes there are too few to tell.
+set terminal pngcairo size 980,440 font "sans,10"
 set output folder . "/recall.png"
 set datafile separator ","
 set grid
 set logscale x 2
 set xlabel "the answer lies so many bytes back (and up to twice that)"
-set ylabel "recalled"
 set format y "%.0f%%"
-set key bottom left
-percent(x) = 100 * x
-set xrange [64:*]
 set yrange [0:102]
-curve(name) = folder . "/" . name . ".csv"
-plot curve("dense") every ::1 using 1:(percent($3)) with linespoints linewidth 2 pointtype 7 \
-         linecolor "#404040" title "dense", \
-     curve("hip-before") every ::1 using 1:(percent($3)) with linespoints linewidth 2 \
-         pointtype 6 linecolor "#2654a0" title "HiP, not fine-tuned", \
-     curve("hip-after") every ::1 using 1:(percent($3)) with linespoints linewidth 2 \
-         pointtype 7 linecolor "#2654a0" title "HiP, fine-tuned", \
-     curve("window-before") every ::1 using 1:(percent($3)) with linespoints linewidth 2 \
-         pointtype 6 linecolor "#308060" title "sliding window, not fine-tuned", \
-     curve("window-after") every ::1 using 1:(percent($3)) with linespoints linewidth 2 \
-         pointtype 7 linecolor "#308060" title "sliding window, fine-tuned"
+percent(x) = 100 * x
+kinds = "dense faithful balanced window"
+titles = "dense 'HiP, faithful' 'HiP, balanced' 'sliding window'"
+colours = "#404040 #2654a0 #50a0e0 #308060"
+curve(kind, when) = folder . "/" . kind . "-" . when . ".csv"
+set multiplot layout 1,2
+set key bottom left
+set ylabel "recalled"
+set title "16,384 bytes; open: before, filled: after fine-tuning"
+plot for [n = 1:4] curve(word(kinds, n), "before") every ::1 using 1:($1 < 64 ? NaN : percent($3)) \
+         with linespoints linewidth 1.5 pointtype 6 dashtype 2 linecolor rgb word(colours, n) \
+         notitle, \
+     for [n = 1:4] curve(word(kinds, n), "after") every ::1 using 1:($1 < 64 ? NaN : percent($3)) \
+         with linespoints linewidth 2 pointtype 7 linecolor rgb word(colours, n) \
+         title word(titles, n)
+unset ylabel
+unset key
+set title "131,072 bytes, gone on to through masks of the preset faithful"
+plot for [n = 1:4] curve(word(kinds, n), "farther") every ::1 using 1:($1 < 64 ? NaN : percent($3)) \
+         with linespoints linewidth 2 pointtype 7 linecolor rgb word(colours, n) \
+         title word(titles, n)
+unset multiplot
