@@ -1,5 +1,5 @@
-/* Masks in device memory as compressed sparse rows, out and in, one piece after another. A CSR row is
- * a row that a sequence has, numbered without the slots that none fills. */
+/* Masks in device memory as compressed sparse rows, out and in, one piece after another. A CSR row
+ * is a row that a sequence has, numbered without the slots that none fills. */
 #include "core/cuda/scan.h"
 #include "mask/inspect_cuda.cuh"
 

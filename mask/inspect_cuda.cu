@@ -1,5 +1,5 @@
-/* Looking into a mask in device memory: statistics and drawing. validate_cuda.cu and csr_cuda.cu have
- * the rest. */
+/* Looking into a mask in device memory: statistics and drawing. validate_cuda.cu and csr_cuda.cu
+ * have the rest. */
 #include "core/cuda/scan.h"
 #include "mask/inspect_cuda.cuh"
 

@@ -1,9 +1,9 @@
 /* The fast mask: the search that mask_ref.c spells out, one mask row a task.
  *
- * A row's sampled queries are turned once into a panel. At each level the representative keys of all
- * children are gathered, some tens at a time, and one product scores them against all the queries;
- * the best score of each child is folded out of the tile while it is in a near cache. A row costs
- * 2 head_dim FLOPs for each pair of sampled query and representative key.
+ * A row's sampled queries are turned once into a panel. At each level the representative keys of
+ * all children are gathered, some tens at a time, and one product scores them against all the
+ * queries; the best score of each child is folded out of the tile while it is in a near cache. A
+ * row costs 2 head_dim FLOPs for each pair of sampled query and representative key.
  *
  * The best children are told by the lowest score among them, found without sorting; passing over
  * the children in order then keeps them ascending and settles ties by index. */

@@ -1,12 +1,12 @@
 /* The specification of the mask: which key blocks each block of queries keeps.
  *
  * HiP attention searches a tree. The candidates, which are the visible key blocks that are neither
- * sinks nor in the window, are cut into W ranges of neighbours. Level by level each range is cut in
- * two, each half is scored by a few keys of its own and by those of the range before that lie in it,
- * and the best W halves go on, until the ranges are single blocks and the best M of them are kept. A
- * key that scores high is so found in log2(candidates / W) steps without looking at all the others.
- * mask/rules.h has the index arithmetic. Plain loops in double precision; speed is mask_cpu.c's
- * concern. */
+ * sinks nor in the window, are cut into W ranges of neighbours. Level by level each range is cut
+ * in two, each half is scored by a few keys of its own and by those of the range before that lie
+ * in it, and the best W halves go on, until the ranges are single blocks and the best M of them
+ * are kept. A key that scores high is so found in log2(candidates / W) steps without looking at
+ * all the others. mask/rules.h has the index arithmetic. Plain loops in double precision; speed is
+ * mask_cpu.c's concern. */
 #include "core/tensor.h"
 #include "mask/kernels.h"
 #include "mask/rules.h"

@@ -1,13 +1,13 @@
 /* Scores on the tensor cores (mma.sync, sm_80 and later) for f16 and bf16.
  *
- * A warp takes 16 GROUPS keys at a time. Their rows go from global memory straight into registers as
- * left operands: nobody else needs them. The row's queries lie in shared memory and are the right
- * operand, so that the maximum over the queries is one over a thread's own registers, and no product
- * is written anywhere.
+ * A warp takes 16 GROUPS keys at a time. Their rows go from global memory straight into registers
+ * as left operands: nobody else needs them. The row's queries lie in shared memory and are the
+ * right operand, so that the maximum over the queries is one over a thread's own registers, and no
+ * product is written anywhere.
  *
  * A product sums over head dims in any order as long as both operands agree. Lane 4 g + t therefore
- * loads dims 8 t ... 8 t + 7 of each 32 of its rows, which are 16 bytes, and uses them as its columns
- * of two steps of 16. */
+ * loads dims 8 t ... 8 t + 7 of each 32 of its rows, which are 16 bytes, and uses them as its
+ * columns of two steps of 16. */
 #ifndef HPA_MASK_SCORE_MMA_CUH
 #define HPA_MASK_SCORE_MMA_CUH
 
@@ -15,8 +15,8 @@
 #include "core/cuda/reduce.cuh"
 #include "mask/tree_cuda.cuh"
 
-/* How rows are read: 16 bytes at a time, where they are aligned and head_dim is a multiple of 32 and
- * where head_dim is not; else by element. */
+/* How rows are read: 16 bytes at a time, where they are aligned and head_dim is a multiple of 32
+ * and where head_dim is not; else by element. */
 enum row_access { ROWS_WHOLE, ROWS_BY_UNIT, ROWS_BY_ELEMENT };
 
 /* 8 elements of a row of head_dim; zeros past its end. */

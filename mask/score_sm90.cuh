@@ -159,7 +159,7 @@ template <typename T, int STEPS> struct sm90_scores {
         take_best<64>(sums, best);
     }
 
-    /* Over all queries, 128 where ALL; `meanwhile` is called when the first product is under way. */
+    /* Over all queries, 128 where ALL; `meanwhile` is called under the first product. */
     template <bool ALL, typename F>
     static __device__ __forceinline__ void
     multiply(const mask_search &search, uint32_t queries, int32_t count,
@@ -192,7 +192,7 @@ template <typename T, int STEPS> struct sm90_scores {
     keep_best(const tree_level<score> &level, const float (&best)[2], int32_t half, uint32_t side)
     {
         const uint32_t lane = threadIdx.x % 32, odd = lane & 1;
-        /* Lanes 4 g + t: those with an even t go on with row g, those with an odd one with 8 + g. */
+        /* Lanes 4 g + t: those with an even t go on with row g, the others with 8 + g. */
         const float other = __shfl_xor_sync(0xffffffffu, odd ? best[0] : best[1], 1);
         float mine = fmaxf(odd ? best[1] : best[0], other);
         mine = fmaxf(mine, __shfl_xor_sync(0xffffffffu, mine, 2));

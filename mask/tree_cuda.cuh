@@ -360,9 +360,9 @@ __device__ __forceinline__ bool break_ties(bool keep, int32_t better, int32_t wa
     return keep && (!tied || above + earlier < wanted);
 }
 
-/* add_up, find_cut and keep_and_split for at most as many children as the block has threads: a child
- * is kept when fewer than `wanted` are better. Leaves zeros for the halves of the next level, and
- * returns its number of children. */
+/* add_up, find_cut and keep_and_split for at most as many children as the block has threads: a
+ * child is kept when fewer than `wanted` are better. Leaves zeros for the halves of the next level,
+ * and returns its number of children. */
 __device__ __forceinline__ int32_t choose_at_once(const tree_level<uint32_t> &level, int32_t wanted,
                                                   const next_level<uint32_t> &next,
                                                   int32_t list_room, choice *shared)

@@ -1,5 +1,5 @@
-/* Is a mask in device memory whole? Kernels look at lengths, rows and transpose, and report the first
- * fault of each kind; one more kernel then explains the one that is told. */
+/* Is a mask in device memory whole? Kernels look at lengths, rows and transpose, and report the
+ * first fault of each kind; one more kernel then explains the one that is told. */
 #include "mask/inspect_cuda.cuh"
 
 /* The column in a slot, likewise. */

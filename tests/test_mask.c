@@ -148,8 +148,8 @@ START_TEST(a_long_sequence_gives_the_mask_of_the_algorithm)
 }
 END_TEST
 
-/* On general inputs, too, the fast path and the plain loops nearly always agree: they may differ only
- * where two scores are closer than rounding. In f64 that does not happen by chance. */
+/* On general inputs, too, the fast path and the plain loops nearly always agree: they may differ
+ * only where two scores are closer than rounding. In f64 that does not happen by chance. */
 START_TEST(normal_values_give_the_mask_of_the_algorithm)
 {
     const test_case c = test_case_at(_i);
