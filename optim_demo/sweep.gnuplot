@@ -5,6 +5,8 @@ set output folder . "/sweep.png"
 set datafile separator ","
 set grid
 set logscale x 2
+set xrange [6.5:38]
+set xtics (8, 10, 12, 16, 20, 24, 32)
 set key outside right top
 set lmargin 10
 set rmargin 24
