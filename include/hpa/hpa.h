@@ -214,16 +214,18 @@ typedef struct hpa_desc {
  * query_stride 1, share_heads off. Set the lengths. */
 HPA_API hpa_desc hpa_desc_default(void);
 
-/* How carefully to search: settings of the knobs that trade quality against time. What they cost and
- * what they find is measured in the README. */
+/* How carefully to search: settings of the knobs that trade quality against time. Behind each what
+ * the README measures at 16,384 tokens, 19% of the pairs kept: by how many nats a model's loss is
+ * above that with dense attention, how many planted keys it recalls (dense: 90%), and the time of
+ * mask, forward and backward (dense: 33.8 ms). */
 typedef enum hpa_preset {
-    HPA_PRESET_FAST = 1,     /* the cheapest search that is still far better than a window */
-    HPA_PRESET_BALANCED = 2, /* the knobs of hpa_desc_default */
-    HPA_PRESET_FAITHFUL = 3  /* closest to dense attention */
+    HPA_PRESET_FAST = 1,     /* the cheapest search: +0.007, 32%, 9.5 ms */
+    HPA_PRESET_BALANCED = 2, /* the knobs of hpa_desc_default: +0.000, 44%, 9.9 ms */
+    HPA_PRESET_FAITHFUL = 3  /* closest to dense attention: -0.001, 86%, 11.9 ms */
 } hpa_preset;
 
-/* Sets block_q, block_k, beam, rep_tokens, leaf_tokens, query_stride and share_heads, and leaves all
- * else alone: shapes, device, and how much is kept (top_k, window, sink). Fields may be changed
+/* Sets block_q, block_k, beam, rep_tokens, leaf_tokens, query_stride and share_heads, and leaves
+ * all else alone: shapes, device, and how much is kept (top_k, window, sink). Fields may be changed
  * afterwards as before. Errors, which leave *desc as it was: HPA_INVALID_ARGUMENT, _STRUCT_SIZE. */
 HPA_API hpa_status hpa_desc_set_preset(hpa_desc *desc, hpa_preset preset);
 
