@@ -45,7 +45,7 @@ static const struct {
     [WINDOW] = {"window", 256, 0, 1 << 24, "keys before each query, always kept"},
     [BEAM] = {"beam", 2, 1, 1 << 16, "width of the search"},
     [REP_TOKENS] = {"rep-tokens", 4, 1, 1 << 24, "keys scored for a node of the tree"},
-    [LEAF_TOKENS] = {"leaf-tokens", 16, 1, 1 << 24, "keys scored for a node at the last level"},
+    [LEAF_TOKENS] = {"leaf-tokens", 8, 1, 1 << 24, "keys scored for a node at the last level"},
     [QUERY_STRIDE] = {"query-stride", 1, 1, 256, "every how many queries take part in the search"},
     [THREADS] = {"threads", 0, 0, 1 << 12, "0: OpenMP's choice"},
     [REPEAT] = {"repeat", 5, 1, 1000, "timed repetitions, after a warm-up"},

@@ -24,7 +24,7 @@ hpa_desc hpa_desc_default(void)
         .window = 512,
         .beam = 2,
         .rep_tokens = 4,
-        .leaf_tokens = 16,
+        .leaf_tokens = 8,
         .query_stride = 1,
         .training = true,
     };
@@ -48,7 +48,7 @@ static const struct {
     bool share_heads;
 } presets[] = {
     [HPA_PRESET_FAST] = {128, 128, 2, 4, 16, 1, true},
-    [HPA_PRESET_BALANCED] = {128, 64, 2, 4, 16, 1, false},
+    [HPA_PRESET_BALANCED] = {128, 64, 2, 4, 8, 1, false},
     [HPA_PRESET_FAITHFUL] = {128, 64, 2, 32, 64, 1, false},
 };
 

@@ -91,7 +91,7 @@ static const option_row rows[] = {
      "tree nodes carried down, in units of top-k: more finds more, slower"},
     {"rep-tokens", WHOLE, FIELD(attention.rep_tokens), 1, BILLION, "4",
      "keys scored for a node of the tree"},
-    {"leaf-tokens", WHOLE, FIELD(attention.leaf_tokens), 1, BILLION, "16",
+    {"leaf-tokens", WHOLE, FIELD(attention.leaf_tokens), 1, BILLION, "8",
      "keys scored for a node at the last level"},
     {"query-stride", WHOLE, FIELD(attention.query_stride), 1, 256, "1",
      "every how many queries of a block take part in the search"},

@@ -59,7 +59,7 @@ START_TEST(the_defaults_are_those_of_the_header)
     ck_assert(d.seq_q == 0 && d.seq_kv == 0 && !d.packed && d.total_q == 0 && d.total_kv == 0);
     ck_assert(d.causal && d.scale == 0 && d.block_q == 128 && d.block_k == 64 && d.top_k == 1024);
     ck_assert(d.sink == 64 && d.window == 512 && d.beam == 2 && d.rep_tokens == 4);
-    ck_assert(d.leaf_tokens == 16 && d.query_stride == 1 && !d.share_heads && d.training);
+    ck_assert(d.leaf_tokens == 8 && d.query_stride == 1 && !d.share_heads && d.training);
     ck_assert(!d.allow_nondeterministic && !d.reference);
 }
 END_TEST

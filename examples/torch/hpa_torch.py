@@ -54,7 +54,7 @@ class Knobs(NamedTuple):
     block_k: int = 64
     beam: int = 2
     rep_tokens: int = 4
-    leaf_tokens: int = 16
+    leaf_tokens: int = 8
     query_stride: int = 1
     causal: bool = True
     share_heads: bool = False
