@@ -8,6 +8,7 @@ set logscale x 2
 set xlabel "the answer lies so many bytes back (and up to twice that)"
 set format y "%.0f%%"
 set yrange [0:102]
+set xrange [64:*]
 percent(x) = 100 * x
 kinds = "dense faithful balanced window"
 titles = "dense 'HiP, faithful' 'HiP, balanced' 'sliding window'"
