@@ -214,13 +214,18 @@ static bool run_search(workload *work, const input_set *set, const step_times *t
     return true;
 }
 
-/* The first round warms up: its times are written over by those of the second. */
-static bool time_rounds(workload *work, int64_t repeat, const step_times *times,
-                        bool (*run)(workload *, const input_set *, const step_times *, int64_t))
+/* The search alone and then a whole step, round by round: both at the clock that the step before
+ * leaves, and with the step's mask as the one that is looked into afterwards. The first round warms
+ * up: its times are written over by those of the second. */
+static bool time_rounds(workload *work, int64_t repeat, const step_times *times)
 {
     bool ok = true;
-    for (int64_t r = -1; ok && r < repeat; r++)
-        ok = run(work, &work->sets[(r + 1) % work->n_sets], times, r < 0 ? 0 : r);
+    for (int64_t r = -1; ok && r < repeat; r++) {
+        const input_set *set = &work->sets[(r + 1) % work->n_sets];
+        const int64_t place = r < 0 ? 0 : r;
+        ok = (!work->search_plan || run_search(work, set, times, place)) &&
+             run_step(work, set, times, place);
+    }
     return ok;
 }
 
@@ -228,9 +233,7 @@ static bool time_steps(workload *work, int64_t repeat, bench_result *result)
 {
     double *all = calloc(4 * (size_t)repeat, sizeof *all);
     const step_times times = {all, all + repeat, all + 2 * repeat, all + 3 * repeat};
-    /* the whole steps come last, so that their mask is the one that is looked into */
-    bool ok = all && (!work->search_plan || time_rounds(work, repeat, &times, run_search)) &&
-              time_rounds(work, repeat, &times, run_step);
+    const bool ok = all && time_rounds(work, repeat, &times);
     if (ok) {
         result->mask_ms = bench_median(times.mask_ms, repeat);
         result->forward_ms = bench_median(times.forward_ms, repeat);
