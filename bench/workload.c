@@ -214,17 +214,17 @@ static bool run_search(workload *work, const input_set *set, const step_times *t
     return true;
 }
 
-/* The search alone and then a whole step, round by round: both at the clock that the step before
- * leaves, and with the step's mask as the one that is looked into afterwards. The first round warms
- * up: its times are written over by those of the second. */
+/* The search alone, on the inputs of the next round, so that the step finds none of its own in cache,
+ * and then a whole step: both at the clock that the step before leaves, and with the step's mask as
+ * the one that is looked into afterwards. The first round warms up: its times are written over. */
 static bool time_rounds(workload *work, int64_t repeat, const step_times *times)
 {
     bool ok = true;
     for (int64_t r = -1; ok && r < repeat; r++) {
-        const input_set *set = &work->sets[(r + 1) % work->n_sets];
-        const int64_t place = r < 0 ? 0 : r;
-        ok = (!work->search_plan || run_search(work, set, times, place)) &&
-             run_step(work, set, times, place);
+        const input_set *sets = work->sets;
+        const int64_t place = r < 0 ? 0 : r, now = r + 1, n_sets = work->n_sets;
+        ok = (!work->search_plan || run_search(work, &sets[(now + 1) % n_sets], times, place)) &&
+             run_step(work, &sets[now % n_sets], times, place);
     }
     return ok;
 }
