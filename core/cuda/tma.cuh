@@ -17,12 +17,6 @@ __device__ __forceinline__ uint32_t shared_address(const void *pointer)
     return (uint32_t)__cvta_generic_to_shared(pointer);
 }
 
-__device__ __forceinline__ void barrier_init(uint64_t *barrier, uint32_t arrivals)
-{
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)),
-                 "r"(arrivals));
-}
-
 /* The same, which the compiler then keeps in a register: left alone it works the address out anew
  * at each use, and that takes a special register's latency. */
 __device__ __forceinline__ uint32_t kept_address(const void *pointer)
@@ -30,6 +24,12 @@ __device__ __forceinline__ uint32_t kept_address(const void *pointer)
     uint32_t address = shared_address(pointer);
     asm volatile("" : "+r"(address));
     return address;
+}
+
+__device__ __forceinline__ void barrier_init(uint64_t *barrier, uint32_t arrivals)
+{
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)),
+                 "r"(arrivals));
 }
 
 /* Makes initialised barriers visible to the copy engine; then synchronise the block. */
