@@ -36,10 +36,7 @@ template <int D, int halves> struct keys_shared {
     bool exists;
 };
 
-/* In place of a step's first query: there are no more, for the warpgroup that finds it first and for
- * the other. */
-#define NO_MORE (-1)
-#define NO_MORE_EITHER (-2)
+#define NO_MORE (-1) /* in place of a step's first query */
 
 /* The sequence as the pairs of a key block see it. */
 struct keys_view {
@@ -97,11 +94,11 @@ __device__ __forceinline__ void push_step(query_walk_sm90<D, halves> &walk, int3
 
 /* Word that there are no more. */
 template <int D, int halves>
-__device__ __forceinline__ void push_end(query_walk_sm90<D, halves> &walk, int32_t word)
+__device__ __forceinline__ void push_end(query_walk_sm90<D, halves> &walk)
 {
     auto &shared = walk.shared;
     barrier_wait(&shared.empty[walk.at.stage], walk.at.phase ^ 1);
-    shared.first_query[walk.at.stage] = word;
+    shared.first_query[walk.at.stage] = NO_MORE;
     barrier_arrive(&shared.full[walk.at.stage]);
     walk.at.advance();
 }
@@ -169,9 +166,9 @@ __device__ void produce_queries(const sm90_arguments &x, keys_shared<D, halves> 
         }
     }
     if (lane == 0) {
-        push_end(walk, NO_MORE);
+        push_end(walk);
         if (halves == 1) /* the other warpgroup waits for the stage after it */
-            push_end(walk, NO_MORE_EITHER);
+            push_end(walk);
     }
 }
 
@@ -182,54 +179,76 @@ template <int D> struct key_sums {
     bool not_finite;            /* a step with hidden pairs had such a value */
 };
 
-/* Stats of the thread's two queries of each 8: lse, delta, lse, delta. */
-__device__ __forceinline__ float4 stats_of_pair(const stats_pair *stats, int eight)
-{
-    return *reinterpret_cast<const float4 *>(stats + 8 * eight + threadIdx.x % 4 * 2);
-}
+/* lse or delta of the thread's two queries of each 8. Of a step of 64 they are loaded ahead, while the
+ * products that they wait for are under way; for 128 registers do not suffice. */
+template <int n, bool is_delta> struct query_stats {
+    static constexpr bool is_ahead = n <= 32;
+    const stats_pair *stats; /* of the thread's first query */
+    float2 ahead[is_ahead ? n / 4 : 1];
 
-/* p = exp(scale s - lse) in place of s. stats: of the step's queries. */
+    __device__ __forceinline__ explicit query_stats(const stats_pair *of_step)
+        : stats(of_step + threadIdx.x % 4 * 2)
+    {
+        if constexpr (is_ahead)
+#pragma unroll
+            for (int c = 0; c < n / 4; c++) {
+                ahead[c] = load(c);
+                asm volatile("" : "+f"(ahead[c].x), "+f"(ahead[c].y)::"memory");
+            }
+    }
+    __device__ __forceinline__ float2 load(int eight) const
+    {
+        const float4 pair = *reinterpret_cast<const float4 *>(stats + 8 * eight);
+        return is_delta ? make_float2(pair.y, pair.w) : make_float2(pair.x, pair.z);
+    }
+    __device__ __forceinline__ float2 of(int eight) const
+    {
+        if constexpr (is_ahead)
+            return ahead[eight];
+        else
+            return load(eight);
+    }
+};
+
+/* p = exp(scale s - lse) in place of s. */
 template <int n>
-__device__ __forceinline__ void weigh_queries(float (&s)[n], const stats_pair *stats,
+__device__ __forceinline__ void weigh_queries(float (&s)[n], const query_stats<n, false> &lse,
                                               float scale_log2)
 {
 #pragma unroll
     for (int c = 0; c < n / 4; c++) {
-        const float4 pair = stats_of_pair(stats, c);
-        s[4 * c] = weight_of(s[4 * c], scale_log2, pair.x);
-        s[4 * c + 1] = weight_of(s[4 * c + 1], scale_log2, pair.z);
-        s[4 * c + 2] = weight_of(s[4 * c + 2], scale_log2, pair.x);
-        s[4 * c + 3] = weight_of(s[4 * c + 3], scale_log2, pair.z);
+        const float2 pair = lse.of(c);
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            s[4 * c + i] = weight_of(s[4 * c + i], scale_log2, i % 2 ? pair.y : pair.x);
     }
 }
 
 /* ds = p (dp - delta) in place of dp. */
 template <int n>
 __device__ __forceinline__ void differentiate_queries(float (&dp)[n], const float (&p)[n],
-                                                      const stats_pair *stats)
+                                                      const query_stats<n, true> &delta)
 {
 #pragma unroll
     for (int c = 0; c < n / 4; c++) {
-        const float4 pair = stats_of_pair(stats, c);
-        dp[4 * c] = p[4 * c] * (dp[4 * c] - pair.y);
-        dp[4 * c + 1] = p[4 * c + 1] * (dp[4 * c + 1] - pair.w);
-        dp[4 * c + 2] = p[4 * c + 2] * (dp[4 * c + 2] - pair.y);
-        dp[4 * c + 3] = p[4 * c + 3] * (dp[4 * c + 3] - pair.w);
+        const float2 pair = delta.of(c);
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            dp[4 * c + i] = p[4 * c + i] * (dp[4 * c + i] - (i % 2 ? pair.y : pair.x));
     }
 }
 
-/* p and ds become 0 where the query does not see the key. */
+/* p or ds becomes 0 where the query does not see the key. */
 template <int n>
-__device__ __forceinline__ void hide_queries_of_step(float (&p)[n], float (&ds)[n],
-                                                     const keys_view &view, int32_t key,
-                                                     int32_t first_query)
+__device__ __forceinline__ void hide_queries_of_step(float (&values)[n], const keys_view &view,
+                                                     int32_t key, int32_t first_query)
 {
 #pragma unroll
     for (int i = 0; i < n; i++) {
         const int32_t query = first_query + i / 4 * 8 + (int)threadIdx.x % 4 * 2 + i % 2;
         if (query >= view.queries ||
             (view.causal && key + i / 2 % 2 * 8 > query + view.position))
-            p[i] = ds[i] = 0;
+            values[i] = 0;
     }
 }
 
@@ -238,52 +257,84 @@ struct whole_steps {
     int32_t begin, last;
 };
 
-/* One stage: 64 keys with step_queries queries. */
+/* A warpgroup's way along the ring of stages. */
+template <int D, int halves> struct stage_walk {
+    static constexpr int stride = 3 - halves; /* the other warpgroup has every other stage of 64 keys */
+    stage_ring<keys_shared<D, halves>::stages> at;
+    uint32_t queries, full; /* addresses: of q in stage 0, of the barriers of stage 0 */
+    uint32_t q, next_q;     /* of q in this stage and in the next, uniform */
+    int32_t first_query;
+    int group;
+};
+
+/* Waits for the walk's next stage. */
+template <int D, int halves>
+__device__ __forceinline__ void look_ahead(stage_walk<D, halves> &w)
+{
+    auto next = w.at;
+    next.advance(w.stride);
+    w.next_q = uniform(w.queries + next.stage * step_query_bytes);
+    barrier_wait(w.full + next.stage * (uint32_t)sizeof(uint64_t), next.phase);
+}
+
+/* Hides pairs of a step's p or ds. */
+template <int D, int halves, int n>
+__device__ __forceinline__ void hide_pairs(const sm90_arguments &x, keys_shared<D, halves> &shared,
+                                           const stage_walk<D, halves> &w, float (&values)[n])
+{
+    const keys_view view = view_of(x.geometry, shared);
+    const int32_t row = (int)threadIdx.x % 128 / 32 * 16 + (int)threadIdx.x % 32 / 4;
+    hide_queries_of_step(values, view,
+                         view.first_key + (halves - 1) * w.group * GROUP_ROWS + row,
+                         w.first_query);
+}
+
+/* One stage: 64 keys with step_queries queries. Each product is begun as soon as its operands are
+ * there: dv before dp is looked at, so that ds is made while it is under way. */
 template <typename T, int D, int halves>
 __device__ __forceinline__ void add_step(const sm90_arguments &x, keys_shared<D, halves> &shared,
-                                         int stage, key_sums<D> &sums, uint32_t k, uint32_t v,
-                                         const whole_steps &whole, int group)
+                                         stage_walk<D, halves> &w, key_sums<D> &sums, uint32_t k,
+                                         uint32_t v, const whole_steps &whole)
 {
-    const int32_t first_query = shared.first_query[stage];
-    const stats_pair *stats = shared.stats[stage];
-    const uint32_t q = uniform(shared_address(shared.q[stage]));
-    const uint32_t d_out = uniform(shared_address(shared.d_out[stage]));
-    float p[step_queries<D> / 2], ds[step_queries<D> / 2];
-    await_turn(group);
+    constexpr int n = step_queries<D> / 2;
+    const int stage = w.at.stage;
+    const uint32_t q = w.q, d_out = q + (uint32_t)sizeof(shared.q);
+    const bool hides = w.first_query < whole.begin || w.first_query > whole.last;
+    float p[n], ds[n];
+    uint32_t left_p[n / 8][4], left_ds[n / 8][4];
     wgmma_fence();
     multiply_abt<T, D>(p, k, q);
     wgmma_commit();
     multiply_abt<T, D>(ds, v, d_out);
     wgmma_commit();
-    pass_turn(group);
+    const query_stats<n, false> lse(shared.stats[stage]);
     wgmma_wait<1>();
     wgmma_hold(p);
-    weigh_queries(p, stats, x.scale_log2);
-    settle_weights(p);
-    wgmma_wait<0>();
+    weigh_queries(p, lse, x.scale_log2);
+    if (hides)
+        hide_pairs(x, shared, w, p);
+    pack_sums<T>(left_p, p);
+    wgmma_fence();
+    multiply_ab<T>(sums.dv, left_p, d_out);
+    wgmma_commit();
+    const query_stats<n, true> delta(shared.stats[stage]);
+    look_ahead(w);
+    wgmma_wait<1>();
     wgmma_hold(ds);
-    differentiate_queries(ds, p, stats);
-    if (first_query < whole.begin || first_query > whole.last) {
-        const keys_view view = view_of(x.geometry, shared);
-        const int32_t row = (int)threadIdx.x % 128 / 32 * 16 + (int)threadIdx.x % 32 / 4;
-        hide_queries_of_step(p, ds, view, view.first_key + (halves - 1) * group * GROUP_ROWS + row,
-                             first_query);
+    differentiate_queries(ds, p, delta);
+    if (hides) {
+        hide_pairs(x, shared, w, ds);
         sums.not_finite |= group_share_is_not_finite<T>(shared.q[stage], step_query_bytes) ||
                            group_share_is_not_finite<T>(shared.d_out[stage], step_query_bytes);
     }
-    uint32_t left_p[step_queries<D> / 16][4], left_ds[step_queries<D> / 16][4];
-    pack_sums<T>(left_p, p);
     pack_sums<T>(left_ds, ds);
-    await_turn(group);
     wgmma_fence();
-    multiply_ab<T>(sums.dv, left_p, d_out);
     multiply_ab<T>(sums.dk, left_ds, q);
     wgmma_commit();
-    pass_turn(group);
     wgmma_wait<0>();
     wgmma_hold(sums.dv);
     wgmma_hold(sums.dk);
-    release_stage(&shared.empty[stage]);
+    release_stage(w.full + (uint32_t)(sizeof(shared.full) + stage * sizeof(uint64_t)));
 }
 
 /* Adds the other warpgroup's share: the first warpgroup ends with all of dk, the second with dv. */
@@ -336,35 +387,32 @@ template <typename T, int D, int halves>
 __device__ void consume_queries(const sm90_arguments &x, keys_shared<D, halves> &shared,
                                 const keys_view &view)
 {
-    const int group = (int)threadIdx.x / 128 - 1;
+    const int group = (int)uniform(threadIdx.x / 128) - 1;
     const int half = halves == 1 ? 0 : group;
     const uint32_t k = uniform(shared_address(shared.k[half]));
     const uint32_t v = uniform(shared_address(shared.v[half]));
     const int32_t last_key = view.first_key + half * GROUP_ROWS + GROUP_ROWS - 1;
     const whole_steps whole = {view.causal ? last_key - view.position : 0,
                                view.queries - step_queries<D>};
-    stage_ring<keys_shared<D, halves>::stages> at;
     key_sums<D> sums;
 #pragma unroll
     for (int i = 0; i < D / 2; i++)
         sums.dk[i] = sums.dv[i] = 0;
     sums.not_finite = false;
+    stage_walk<D, halves> w = {
+        .queries = kept_address(shared.q), .full = kept_address(shared.full), .group = group};
     if (halves == 1 && group == 1)
-        at.advance();
-    if (group == 1)
-        pass_turn(group);
+        w.at.advance();
     barrier_wait(&shared.keys_full, 0);
-    for (;; at.advance(3 - halves)) {
-        barrier_wait(&shared.full[at.stage], at.phase);
-        if (shared.first_query[at.stage] < 0)
-            break;
-        add_step<T, D, halves>(x, shared, at.stage, sums, k, v, whole, group);
+    barrier_wait(&shared.full[w.at.stage], w.at.phase);
+    w.first_query = shared.first_query[w.at.stage];
+    w.q = uniform(w.queries + w.at.stage * step_query_bytes);
+    while (w.first_query != NO_MORE) {
+        add_step<T, D, halves>(x, shared, w, sums, k, v, whole);
+        w.at.advance(w.stride);
+        w.q = w.next_q;
+        w.first_query = shared.first_query[w.at.stage];
     }
-    if (halves == 1 && group == 1 && shared.first_query[at.stage] == NO_MORE)
-        for (int turn = 0; turn < 2; turn++) { /* group 0 has one step more */
-            await_turn(group);
-            pass_turn(group);
-        }
     const bool left = named_barrier_or(2, 256, sums.not_finite);
     if (threadIdx.x == 128)
         x.keys_left[work_index()] = left;
@@ -407,13 +455,13 @@ __global__ void __launch_bounds__(keys_threads, 1)
     }
     const keys_view view = view_of(x.geometry, shared);
     if (threadIdx.x < 128) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
         if (threadIdx.x == 0)
             fetch_key_block(x, shared, &k_map, &v_map);
         if (threadIdx.x < 32)
             produce_queries(x, shared, view, &q_map, &d_out_map);
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
         consume_queries<T, D, halves>(x, shared, view);
     }
 #endif

@@ -240,6 +240,23 @@ __device__ __forceinline__ int last_key_of(const sm90_arguments &x, const query_
     return (int)hpa_min(sees, job.keys) - 1;
 }
 
+/* Left operand of 64 rows from global memory; rows past the tile repeat its last. */
+template <typename T, int D>
+__device__ __forceinline__ void load_left(uint32_t (&left)[D / 16][4], const T *rows,
+                                          int64_t token_stride, int row, int last_row)
+{
+    const int pair = (int)threadIdx.x % 4 * 2;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        const T *at = rows + min(row + 8 * half, last_row) * token_stride + pair;
+#pragma unroll
+        for (int d = 0; d < D / 16; d++) {
+            left[d][half] = *reinterpret_cast<const uint32_t *>(at + 16 * d);
+            left[d][2 + half] = *reinterpret_cast<const uint32_t *>(at + 16 * d + 8);
+        }
+    }
+}
+
 template <typename T, int D>
 __device__ __forceinline__ void load_queries(const sm90_arguments &x, const query_job &job,
                                              query_operands<D> &own, int row)

@@ -28,36 +28,6 @@ __device__ __forceinline__ float weight_of(float score, float scale_log2, float 
     return exp2_fast(fmaf(score, scale_log2, -lse));
 }
 
-/* Has the weights made before what comes next. The compiler would rather wait for all products under
- * way and only then weigh the first of them; a branch that hangs on every weight, and that no weight
- * takes, being no negative number, keeps it from that. */
-template <int n> __device__ __forceinline__ void settle_weights(const float (&weights)[n])
-{
-    uint32_t bits = 0;
-#pragma unroll
-    for (int i = 0; i < n; i++)
-        bits |= __float_as_uint(weights[i]);
-    if (bits == 0xffffffffu)
-        __nanosleep(0);
-}
-
-/* Left operand of 64 rows from global memory; rows past the tile repeat its last. */
-template <typename T, int D>
-__device__ __forceinline__ void load_left(uint32_t (&left)[D / 16][4], const T *rows,
-                                          int64_t token_stride, int row, int last_row)
-{
-    const int pair = (int)threadIdx.x % 4 * 2;
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-        const T *at = rows + min(row + 8 * half, last_row) * token_stride + pair;
-#pragma unroll
-        for (int d = 0; d < D / 16; d++) {
-            left[d][half] = *reinterpret_cast<const uint32_t *>(at + 16 * d);
-            left[d][2 + half] = *reinterpret_cast<const uint32_t *>(at + 16 * d + 8);
-        }
-    }
-}
-
 /* factor * sums[64, D] of a warpgroup, rounded, to the first `rows` of the rows at `to`. */
 template <typename T, int n>
 __device__ __forceinline__ void store_group_rows(T *to, int64_t token_stride, int rows,
