@@ -485,23 +485,29 @@ START_TEST(clock_counts_phases)
 }
 END_TEST
 
+/* Each test is a case of its own, so that CK_RUN_CASE can name the one to run. */
+static void add(Suite *suite, const char *name, const TTest *test)
+{
+    TCase *only = tcase_create(name);
+    tcase_set_timeout(only, 60);
+    tcase_add_test(only, test);
+    suite_add_tcase(suite, only);
+}
+
 int main(void)
 {
     Suite *suite = suite_create("demo: operations");
-    TCase *tests = tcase_create("operations");
-    tcase_set_timeout(tests, 60);
-    tcase_add_test(tests, products);
-    tcase_add_test(tests, rounding);
-    tcase_add_test(tests, rmsnorm);
-    tcase_add_test(tests, rmsnorm_in_place);
-    tcase_add_test(tests, rotary_positions);
-    tcase_add_test(tests, swiglu);
-    tcase_add_test(tests, embedding);
-    tcase_add_test(tests, cross_entropy);
-    tcase_add_test(tests, optimizer);
-    tcase_add_test(tests, sums_repeat);
-    tcase_add_test(tests, draws);
-    tcase_add_test(tests, clock_counts_phases);
-    suite_add_tcase(suite, tests);
+    add(suite, "products", products);
+    add(suite, "rounding", rounding);
+    add(suite, "rmsnorm", rmsnorm);
+    add(suite, "rmsnorm_in_place", rmsnorm_in_place);
+    add(suite, "rotary_positions", rotary_positions);
+    add(suite, "swiglu", swiglu);
+    add(suite, "embedding", embedding);
+    add(suite, "cross_entropy", cross_entropy);
+    add(suite, "optimizer", optimizer);
+    add(suite, "sums_repeat", sums_repeat);
+    add(suite, "draws", draws);
+    add(suite, "clock_counts_phases", clock_counts_phases);
     return run_suite(suite);
 }
