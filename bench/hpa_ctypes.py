@@ -50,6 +50,7 @@ class Desc(Structure):
         ("rep_tokens", c_int32),
         ("leaf_tokens", c_int32),
         ("query_stride", c_int32),
+        ("search_span", c_int32),
         ("share_heads", c_bool),
         ("training", c_bool),
         ("allow_nondeterministic", c_bool),

@@ -22,6 +22,7 @@ enum number_option {
     REP_TOKENS,
     LEAF_TOKENS,
     QUERY_STRIDE,
+    SEARCH_SPAN,
     THREADS,
     REPEAT,
     GEMM_SIZE,
@@ -47,6 +48,7 @@ static const struct {
     [REP_TOKENS] = {"rep-tokens", 4, 1, 1 << 24, "keys scored for a node of the tree"},
     [LEAF_TOKENS] = {"leaf-tokens", 8, 1, 1 << 24, "keys scored for a node at the last level"},
     [QUERY_STRIDE] = {"query-stride", 1, 1, 256, "every how many queries take part in the search"},
+    [SEARCH_SPAN] = {"search-span", 1, 1, 64, "query blocks that share the search's coarse levels"},
     [THREADS] = {"threads", 0, 0, 1 << 12, "0: OpenMP's choice"},
     [REPEAT] = {"repeat", 5, 1, 1000, "timed repetitions, after a warm-up"},
     [GEMM_SIZE] = {"gemm-size", 4096, 1, 1 << 15, "side of the matrix product to compare with"},
@@ -197,6 +199,7 @@ static void complete(arguments *given, hpa_desc *desc)
         usual[REP_TOKENS] = desc->rep_tokens;
         usual[LEAF_TOKENS] = desc->leaf_tokens;
         usual[QUERY_STRIDE] = desc->query_stride;
+        usual[SEARCH_SPAN] = desc->search_span;
     }
     for (int n = 0; n < NUMBERS; n++) {
         if (given->values[n] < 0)
@@ -220,6 +223,7 @@ static void apply_numbers(bench_options *options, const int64_t *values)
     desc->rep_tokens = (int32_t)values[REP_TOKENS];
     desc->leaf_tokens = (int32_t)values[LEAF_TOKENS];
     desc->query_stride = (int32_t)values[QUERY_STRIDE];
+    desc->search_span = (int32_t)values[SEARCH_SPAN];
     desc->num_threads = values[THREADS] ? (int32_t)values[THREADS] : omp_get_max_threads();
     options->repeat = values[REPEAT];
     options->gemm_size = values[GEMM_SIZE];

@@ -121,7 +121,7 @@ static json_t *description_object(const bench_options *options, const bench_ceil
 {
     const hpa_desc *desc = &options->desc;
     /* clang-format off */
-    return json_pack("{ss ss ss si sI sI sI sI sb si si si si si si si si si sb sb sI sI sf}",
+    return json_pack("{ss ss ss si sI sI sI sI sb si si si si si si si si si si sb sb sI sI sf}",
                      "build", hpa_build_info(),
                      "backend", bench_backend_name(desc->device),
                      "dtype", bench_dtype_name(desc->dtype),
@@ -140,6 +140,7 @@ static json_t *description_object(const bench_options *options, const bench_ceil
                      "rep_tokens", desc->rep_tokens,
                      "leaf_tokens", desc->leaf_tokens,
                      "query_stride", desc->query_stride,
+                     "search_span", desc->search_span,
                      "share_heads", desc->share_heads,
                      "dense", options->dense,
                      "repeat", (json_int_t)options->repeat,

@@ -31,6 +31,7 @@ hpa_geometry hpa_geometry_of(const hpa_desc *desc)
         .rep_tokens = desc->rep_tokens,
         .leaf_tokens = desc->leaf_tokens,
         .query_stride = desc->query_stride,
+        .search_span = desc->search_span,
         .scale = desc->scale > 0 ? desc->scale : 1 / sqrt((double)desc->head_dim),
         .causal = desc->causal,
         .packed = desc->packed,
@@ -48,13 +49,4 @@ hpa_geometry hpa_geometry_of(const hpa_desc *desc)
     g.capacity = hpa_min(hpa_ceil_div(g.seq_kv, g.block_k),
                          g.sink_blocks + window_capacity(&g) + g.tree_blocks);
     return g;
-}
-
-int64_t hpa_tree_levels(int64_t candidates, int64_t beam_nodes)
-{
-    int64_t widest = hpa_ceil_div(candidates, beam_nodes);
-    int64_t levels = 0;
-    for (; widest > 1; widest = (widest + 1) / 2)
-        levels++;
-    return hpa_max(1, levels);
 }

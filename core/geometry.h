@@ -34,6 +34,7 @@ typedef struct hpa_geometry {
     int64_t tree_blocks; /* M: blocks that the search keeps */
     int64_t beam_nodes;  /* W = beam * M */
     int64_t rep_tokens, leaf_tokens, query_stride;
+    int64_t search_span;  /* query blocks that share the coarse levels of the search; 1: none do */
     int64_t row_slots;    /* query-block slots of one mask head, over all sequences */
     int64_t column_slots; /* key-block slots of one mask head, over all sequences */
     int64_t rows;         /* mask_heads * row_slots */
@@ -162,11 +163,18 @@ HPA_HOST_DEVICE int64_t hpa_visible_blocks(const hpa_geometry *g, const hpa_sequ
     return hpa_max(0, hpa_min(visible, s->key_blocks));
 }
 
+/* max(1, ceil(log2(ceil(candidates / W)))): levels of a search over that many candidates. */
+HPA_HOST_DEVICE int64_t hpa_tree_levels(int64_t candidates, int64_t beam_nodes)
+{
+    int64_t levels = 0;
+    for (int64_t widest = hpa_ceil_div(candidates, beam_nodes); widest > 1;
+         widest = (widest + 1) / 2)
+        levels++;
+    return hpa_max(1, levels);
+}
+
 /* Checked numbers of a checked description. */
 hpa_geometry hpa_geometry_of(const hpa_desc *desc);
-
-/* max(1, ceil(log2(ceil(candidates / W)))): levels of a search over that many candidates. */
-int64_t hpa_tree_levels(int64_t candidates, int64_t beam_nodes);
 
 #ifdef __cplusplus
 }

@@ -16,17 +16,17 @@ struct shape {
     hpa_dtype dtype;
     hpa_device device;
     int32_t device_id;
-    std::array<int64_t, 11> knobs; /* in the order of Knobs in the Python modules */
+    std::array<int64_t, 12> knobs; /* in the order of Knobs in the Python modules */
     double scale;
 };
 
 /* knobs may come from anywhere: any number of them. */
-template <class Numbers> std::array<int64_t, 11> knobs_of(const Numbers &numbers)
+template <class Numbers> std::array<int64_t, 12> knobs_of(const Numbers &numbers)
 {
-    std::array<int64_t, 11> knobs;
+    std::array<int64_t, 12> knobs;
     if (numbers.size() != knobs.size())
         throw hpa::error(HPA_INVALID_ARGUMENT, "knobs",
-                         "there are " + std::to_string(numbers.size()) + ", expected 11");
+                         "there are " + std::to_string(numbers.size()) + ", expected 12");
     std::copy(numbers.begin(), numbers.end(), knobs.begin());
     return knobs;
 }
@@ -53,13 +53,13 @@ inline hpa_desc description(const shape &s)
     desc.seq_kv = s.k[2];
     desc.head_dim = s.q[3];
     desc.scale = s.scale;
-    int32_t *const fields[] = {&desc.top_k,      &desc.window,      &desc.sink,
-                               &desc.block_q,    &desc.block_k,     &desc.beam,
-                               &desc.rep_tokens, &desc.leaf_tokens, &desc.query_stride};
-    for (std::size_t n = 0; n < 9; n++)
+    int32_t *const fields[] = {
+        &desc.top_k, &desc.window,     &desc.sink,        &desc.block_q,      &desc.block_k,
+        &desc.beam,  &desc.rep_tokens, &desc.leaf_tokens, &desc.query_stride, &desc.search_span};
+    for (std::size_t n = 0; n < 10; n++)
         *fields[n] = static_cast<int32_t>(s.knobs[n]);
-    desc.causal = s.knobs[9] != 0;
-    desc.share_heads = s.knobs[10] != 0;
+    desc.causal = s.knobs[10] != 0;
+    desc.share_heads = s.knobs[11] != 0;
     return desc;
 }
 
@@ -67,7 +67,7 @@ inline hpa_desc description(const shape &s)
 inline const hpa::plan &plan_of(const shape &s)
 {
     using key = std::tuple<std::array<int64_t, 4>, std::array<int64_t, 4>, int, int, int32_t,
-                           std::array<int64_t, 11>, double>;
+                           std::array<int64_t, 12>, double>;
     static std::mutex mutex;
     static std::map<key, hpa::plan> plans;
     const key wanted = {s.q, s.k, s.dtype, s.device, s.device_id, s.knobs, s.scale};

@@ -5,7 +5,7 @@ struct variation {
     const char *name;
     int64_t batch, heads_q, heads_kv, seq_q, seq_kv, head_dim;
     int32_t block_q, block_k, top_k, sink, window;
-    int32_t beam, rep_tokens, leaf_tokens, query_stride;
+    int32_t beam, rep_tokens, leaf_tokens, query_stride, search_span;
     bool not_causal, share_heads;
     double scale;
     const int32_t *lengths_q;
@@ -17,7 +17,7 @@ static const int32_t short_q[] = {1, 2, 17, 0, 40, 33, 20};
 static const int32_t short_kv[] = {1, 40, 5, 9, 40, 0, 64};
 
 #define BLOCKS .block_q = 32, .block_k = 16
-#define SEARCH .beam = 2, .rep_tokens = 4, .leaf_tokens = 16, .query_stride = 1
+#define SEARCH .beam = 2, .rep_tokens = 4, .leaf_tokens = 16, .query_stride = 1, .search_span = 1
 #define KEPT .top_k = 32, .sink = 16, .window = 16
 
 static const struct variation variations[] = {
@@ -48,9 +48,12 @@ static const struct variation variations[] = {
     {"search alone", 1, 2, 2, 257, 257, 32, BLOCKS, .top_k = 48, SEARCH, .not_causal = true},
     {"nothing kept", 1, 2, 2, 40, 40, 16, BLOCKS, SEARCH, .not_causal = true},
     {"beam 1, one token a node", 1, 2, 2, 320, 320, 16, .block_q = 16, .block_k = 16, KEPT,
-     .beam = 1, .rep_tokens = 1, .leaf_tokens = 1, .query_stride = 4},
+     .beam = 1, .rep_tokens = 1, .leaf_tokens = 1, .query_stride = 4, .search_span = 1},
     {"beam 4, every token of a leaf", 1, 2, 2, 320, 320, 16, .block_q = 16, .block_k = 16, KEPT,
-     .beam = 4, .rep_tokens = 8, .leaf_tokens = 16, .query_stride = 1},
+     .beam = 4, .rep_tokens = 8, .leaf_tokens = 16, .query_stride = 1, .search_span = 1},
+    {"coarse levels shared by 4 query blocks", 1, 2, 1, 500, 500, 16, .block_q = 16, .block_k = 16,
+     .top_k = 16, .sink = 16, .window = 16, .beam = 2, .rep_tokens = 2, .leaf_tokens = 4,
+     .query_stride = 1, .search_span = 4},
     {"blocks of 64 x 32", 1, 2, 1, 500, 500, 16, .block_q = 64, .block_k = 32, .top_k = 64,
      .sink = 32, .window = 32, SEARCH},
     {"blocks of 128 x 64", 1, 2, 1, 641, 641, 16, .block_q = 128, .block_k = 64, .top_k = 64,
@@ -93,6 +96,7 @@ static hpa_desc describe(const struct variation *variation, const hpa_desc *comm
     desc.rep_tokens = variation->rep_tokens;
     desc.leaf_tokens = variation->leaf_tokens;
     desc.query_stride = variation->query_stride;
+    desc.search_span = variation->search_span;
     desc.causal = !variation->not_causal;
     desc.share_heads = variation->share_heads;
     desc.scale = variation->scale;

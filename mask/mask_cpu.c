@@ -1,4 +1,5 @@
-/* The fast mask: the search that mask_ref.c spells out, one mask row a task.
+/* The fast mask: the search that mask_ref.c spells out, one mask row a task, or one span of rows where
+ * these share the coarse levels of the search.
  *
  * A row's sampled queries are turned once into a panel. At each level the representative keys of
  * all children are gathered, some tens at a time, and one product scores them against all the
@@ -56,6 +57,11 @@ typedef struct search {
     key_batch batch;
     node *nodes, *children; /* [2 * min(W, key blocks)] each */
     real *ranking;          /* as many */
+    /* One span: what its first row found at the levels that it searches for all. */
+    int64_t shared_levels;
+    int64_t leader_candidates;
+    node *shared; /* [shared_count], room for W */
+    int64_t shared_count;
 } search;
 
 /* Scratch of all threads. */
@@ -79,6 +85,7 @@ static search take_search(const hpa_plan *plan, hpa_arena *arena)
     x.nodes = HPA_ARENA_ARRAY(arena, node, nodes);
     x.children = HPA_ARENA_ARRAY(arena, node, nodes);
     x.ranking = HPA_ARENA_ARRAY(arena, real, nodes);
+    x.shared = HPA_ARENA_ARRAY(arena, node, nodes / 2);
     return x;
 }
 
@@ -236,24 +243,70 @@ static int64_t keep_best(const search *x, int64_t n_children, int64_t keep)
     return kept;
 }
 
+static node first_node(int64_t begin, int64_t end)
+{
+    return new_child(begin, end, -(real)INFINITY);
+}
+
+static int64_t first_nodes(search *x)
+{
+    const int64_t candidates = x->sets.candidates;
+    const int64_t n_nodes = hpa_first_nodes(&x->plan->geometry, candidates);
+    for (int64_t n = 0; n < n_nodes; n++)
+        x->nodes[n] = first_node(hpa_first_node_begin(n, n_nodes, candidates),
+                                 hpa_first_node_begin(n + 1, n_nodes, candidates));
+    return n_nodes;
+}
+
+/* What the first row of the span found, and the candidates that it does not have. */
+static int64_t shared_nodes(search *x)
+{
+    int64_t n_nodes = 0;
+    for (; n_nodes < x->shared_count; n_nodes++)
+        x->nodes[n_nodes] = first_node(x->shared[n_nodes].begin, x->shared[n_nodes].end);
+    for (int64_t n = 0;; n++) {
+        const int64_t begin = hpa_tail_node_begin(x->leader_candidates, n);
+        const int64_t end = hpa_tail_node_begin(x->leader_candidates, n + 1);
+        if (begin >= x->sets.candidates)
+            return n_nodes;
+        x->nodes[n_nodes++] = first_node(begin, hpa_min(end, x->sets.candidates));
+    }
+}
+
+static int64_t search_level(search *x, int64_t n_nodes, int64_t tokens, int64_t keep)
+{
+    const int64_t n_children = split_nodes(x, n_nodes);
+    score_children(x, n_children, tokens);
+    return keep_best(x, n_children, keep);
+}
+
+/* The levels that the first row of a span searches for all. */
+static void search_shared_levels(search *x)
+{
+    const hpa_geometry *g = &x->plan->geometry;
+    int64_t n_nodes = first_nodes(x);
+    load_queries(x);
+    for (int64_t level = 1; level < x->shared_levels; level++)
+        n_nodes = search_level(x, n_nodes, g->rep_tokens, g->beam_nodes);
+    const int64_t room = g->beam_nodes - hpa_span_tail_nodes(g);
+    x->shared_count = search_level(x, n_nodes, g->rep_tokens, room);
+    x->leader_candidates = x->sets.candidates;
+    for (int64_t n = 0; n < x->shared_count; n++)
+        x->shared[n] = x->nodes[n];
+}
+
 /* Leaves the chosen candidates in nodes[].begin, ascending, and returns how many there are. */
 static int64_t search_tree(search *x)
 {
     const hpa_geometry *g = &x->plan->geometry;
-    const int64_t candidates = x->sets.candidates;
-    int64_t n_nodes = hpa_first_nodes(g, candidates);
-    for (int64_t n = 0; n < n_nodes; n++)
-        x->nodes[n] = new_child(hpa_first_node_begin(n, n_nodes, candidates),
-                                hpa_first_node_begin(n + 1, n_nodes, candidates), -(real)INFINITY);
+    const bool shares = x->shared_levels > 0;
+    const int64_t levels =
+        shares ? HPA_OWN_LEVELS : hpa_tree_levels(x->sets.candidates, g->beam_nodes);
+    int64_t n_nodes = shares ? shared_nodes(x) : first_nodes(x);
     load_queries(x);
-    const int64_t levels = hpa_tree_levels(candidates, g->beam_nodes);
-    for (int64_t level = 0; level < levels; level++) {
-        const bool last = level == levels - 1;
-        const int64_t n_children = split_nodes(x, n_nodes);
-        score_children(x, n_children, last ? g->leaf_tokens : g->rep_tokens);
-        n_nodes = keep_best(x, n_children, last ? g->tree_blocks : g->beam_nodes);
-    }
-    return n_nodes;
+    for (int64_t level = 1; level < levels; level++)
+        n_nodes = search_level(x, n_nodes, g->rep_tokens, g->beam_nodes);
+    return search_level(x, n_nodes, g->leaf_tokens, g->tree_blocks);
 }
 
 /* Writes the kept blocks of a row, ascending, and returns how many there are. */
@@ -283,20 +336,53 @@ static int32_t build_row(search *x, int32_t *blocks)
     return kept;
 }
 
+static void go_to_row(search *x, int64_t query_block)
+{
+    x->query_block = query_block;
+    x->sets = hpa_row_sets_of(&x->plan->geometry, &x->sequence, query_block);
+}
+
+static void run_row(search *x, int64_t query_block, hpa_mask *m)
+{
+    const hpa_geometry *g = &x->plan->geometry;
+    const int64_t row = hpa_row_index(g, &x->sequence, x->mask_head, query_block);
+    go_to_row(x, query_block);
+    m->row_length[row] = build_row(x, m->row_blocks + row * g->capacity);
+}
+
+/* The whole span where its rows share levels; else this row. */
+static void run_span_or_row(search *x, int64_t query_block, hpa_mask *m)
+{
+    const hpa_geometry *g = &x->plan->geometry;
+    const int64_t leader = hpa_span_leader(g, query_block);
+    go_to_row(x, leader);
+    x->shared_levels = hpa_shared_levels(g, x->sets.candidates);
+    if (x->shared_levels == 0) {
+        run_row(x, query_block, m);
+        return;
+    }
+    if (query_block != leader)
+        return;
+    search_shared_levels(x);
+    const int64_t end = hpa_min(leader + g->search_span, x->sequence.query_blocks);
+    for (int64_t block = leader; block < end; block++)
+        run_row(x, block, m);
+}
+
 /* Row number row of the mask, which may be a slot that no sequence uses. */
-static int32_t run_row(search *x, int64_t row, int32_t *blocks)
+static void run_task(search *x, int64_t row, hpa_mask *m)
 {
     const hpa_geometry *g = &x->plan->geometry;
     const hpa_inputs *in = x->in;
     x->sequence = hpa_sequence_at(g, in->cu_seqlens_q, in->cu_seqlens_kv,
                                   hpa_batch_of_row(g, in->cu_seqlens_q, row));
     const int64_t slot = row - g->mask_heads * x->sequence.row_start;
+    const int64_t query_block = slot % x->sequence.row_slots;
     x->mask_head = slot / x->sequence.row_slots;
-    x->query_block = slot % x->sequence.row_slots;
-    if (x->mask_head >= g->mask_heads || x->query_block >= x->sequence.query_blocks)
-        return 0;
-    x->sets = hpa_row_sets_of(g, &x->sequence, x->query_block);
-    return build_row(x, blocks);
+    if (x->mask_head < g->mask_heads && query_block < x->sequence.query_blocks)
+        run_span_or_row(x, query_block, m);
+    else
+        m->row_length[row] = 0;
 }
 
 static void build_rows(const hpa_plan *plan, const hpa_inputs *in, hpa_mask *m, hpa_arena *arena)
@@ -311,7 +397,7 @@ static void build_rows(const hpa_plan *plan, const hpa_inputs *in, hpa_mask *m, 
         x.in = in;
 #pragma omp for schedule(dynamic)
         for (int64_t row = g->rows - 1; row >= 0; row--)
-            m->row_length[row] = run_row(&x, row, m->row_blocks + row * g->capacity);
+            run_task(&x, row, m);
     }
 }
 

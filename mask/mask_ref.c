@@ -5,8 +5,16 @@
  * in two, each half is scored by a few keys of its own and by those of the range before that lie
  * in it, and the best W halves go on, until the ranges are single blocks and the best M of them
  * are kept. A key that scores high is so found in log2(candidates / W) steps without looking at
- * all the others. mask/rules.h has the index arithmetic. Plain loops in double precision; speed is
- * mask_cpu.c's concern. */
+ * all the others.
+ *
+ * While the ranges are long, neighbouring blocks of queries want much the same ones. With search_span
+ * above 1 all levels but the last three are therefore searched once for so many neighbours, with the
+ * queries of the first of them: a later one must not choose for an earlier one. What the later ones
+ * see besides, their tail, joins them before the last three levels, which each block of queries
+ * searches itself. (Here each does the common levels over again; mask_cpu.c does them once.)
+ *
+ * mask/rules.h has the index arithmetic. Plain loops in double precision; speed is mask_cpu.c's
+ * concern. */
 #include "core/tensor.h"
 #include "mask/kernels.h"
 #include "mask/rules.h"
@@ -23,6 +31,13 @@ typedef struct node {
     range own, parent;
     double score;
 } node;
+
+/* One level of the search: representatives of a child, children to keep, and whether it is the first
+ * that this row's queries judge. */
+typedef struct level {
+    int64_t tokens, keep;
+    bool first;
+} level;
 
 /* One row's search: whose queries and keys, and room for the tree's nodes. */
 typedef struct row_search {
@@ -83,16 +98,14 @@ static double best_within(const row_search *r, const range *of, int64_t wanted, 
     return best;
 }
 
-/* A child is judged by its own representatives and by those of its parent that lie in it; the nodes
- * that the search starts with have none. */
-static double child_score(const row_search *r, const node *child, bool first_level, bool last_level)
+/* A child is judged by its own representatives and by those of its parent that lie in it, unless the
+ * parent was none that these queries judged: at their first level. */
+static double child_score(const row_search *r, const node *child, const level *at)
 {
-    const hpa_geometry *g = r->g;
-    const double own =
-        best_within(r, &child->own, last_level ? g->leaf_tokens : g->rep_tokens, &child->own);
-    if (first_level)
+    const double own = best_within(r, &child->own, at->tokens, &child->own);
+    if (at->first)
         return own;
-    const double inherited = best_within(r, &child->parent, g->rep_tokens, &child->own);
+    const double inherited = best_within(r, &child->parent, r->g->rep_tokens, &child->own);
     return inherited > own ? inherited : own;
 }
 
@@ -128,22 +141,80 @@ static int64_t keep_best(const row_search *r, int64_t n_children, int64_t keep)
     return kept;
 }
 
+static int64_t first_nodes(const row_search *r)
+{
+    const int64_t candidates = r->sets.candidates;
+    const int64_t n_nodes = hpa_first_nodes(r->g, candidates);
+    for (int64_t n = 0; n < n_nodes; n++)
+        r->nodes[n].own = (range){hpa_first_node_begin(n, n_nodes, candidates),
+                                  hpa_first_node_begin(n + 1, n_nodes, candidates)};
+    return n_nodes;
+}
+
+static int64_t search_level(const row_search *r, int64_t n_nodes, const level *at)
+{
+    const int64_t n_children = split_nodes(r, n_nodes);
+    for (int64_t n = 0; n < n_children; n++)
+        r->children[n].score = child_score(r, &r->children[n], at);
+    return keep_best(r, n_children, at->keep);
+}
+
+/* The first row of r's span. */
+static row_search span_leader(const row_search *r)
+{
+    row_search leader = *r;
+    leader.query_block = hpa_span_leader(r->g, r->query_block);
+    leader.sets = hpa_row_sets_of(r->g, &r->sequence, leader.query_block);
+    return leader;
+}
+
+/* The common levels, as the first row of the span searches them. It leaves room for the tail. */
+static int64_t search_shared_levels(const row_search *leader, int64_t levels)
+{
+    const hpa_geometry *g = leader->g;
+    const int64_t room = g->beam_nodes - hpa_span_tail_nodes(g);
+    int64_t n_nodes = first_nodes(leader);
+    for (int64_t n = 0; n < levels; n++) {
+        const int64_t keep = n == levels - 1 ? room : g->beam_nodes;
+        const level at = {.tokens = g->rep_tokens, .keep = keep, .first = n == 0};
+        n_nodes = search_level(leader, n_nodes, &at);
+    }
+    return n_nodes;
+}
+
+/* The candidates that the first row of the span does not have. */
+static int64_t append_tail(const row_search *r, int64_t n_nodes, int64_t leader_candidates)
+{
+    for (int64_t n = 0;; n++) {
+        const int64_t begin = hpa_tail_node_begin(leader_candidates, n);
+        const int64_t end = hpa_tail_node_begin(leader_candidates, n + 1);
+        if (begin >= r->sets.candidates)
+            return n_nodes;
+        r->nodes[n_nodes++].own = (range){begin, hpa_min(end, r->sets.candidates)};
+    }
+}
+
 /* Leaves the chosen candidates in nodes[].begin, ascending, and returns how many there are. */
 static int64_t search_tree(const row_search *r)
 {
     const hpa_geometry *g = r->g;
-    const int64_t candidates = r->sets.candidates;
-    int64_t n_nodes = hpa_first_nodes(g, candidates);
-    for (int64_t n = 0; n < n_nodes; n++)
-        r->nodes[n].own = (range){hpa_first_node_begin(n, n_nodes, candidates),
-                                  hpa_first_node_begin(n + 1, n_nodes, candidates)};
-    const int64_t levels = hpa_tree_levels(candidates, g->beam_nodes);
-    for (int64_t level = 0; level < levels; level++) {
-        const bool last = level == levels - 1;
-        const int64_t n_children = split_nodes(r, n_nodes);
-        for (int64_t n = 0; n < n_children; n++)
-            r->children[n].score = child_score(r, &r->children[n], level == 0, last);
-        n_nodes = keep_best(r, n_children, last ? g->tree_blocks : g->beam_nodes);
+    const row_search leader = span_leader(r);
+    const int64_t shared = hpa_shared_levels(g, leader.sets.candidates);
+    int64_t levels = hpa_tree_levels(r->sets.candidates, g->beam_nodes);
+    int64_t n_nodes;
+    if (shared > 0) {
+        levels = HPA_OWN_LEVELS;
+        n_nodes = search_shared_levels(&leader, shared);
+        n_nodes = append_tail(r, n_nodes, leader.sets.candidates);
+    } else {
+        n_nodes = first_nodes(r);
+    }
+    for (int64_t n = 0; n < levels; n++) {
+        const bool last = n == levels - 1;
+        const level at = {.tokens = last ? g->leaf_tokens : g->rep_tokens,
+                          .keep = last ? g->tree_blocks : g->beam_nodes,
+                          .first = n == 0};
+        n_nodes = search_level(r, n_nodes, &at);
     }
     return n_nodes;
 }

@@ -70,6 +70,43 @@ HPA_HOST_DEVICE int64_t hpa_node_middle(int64_t begin, int64_t end)
     return begin + (end - begin + 1) / 2;
 }
 
+/* Neighbouring query blocks choose much the same at the coarse levels, where a node is thousands of
+ * tokens long. In causal mode the first block of a span searches these for all its blocks; each then
+ * searches the last HPA_OWN_LEVELS itself, which tell HPA_NODE_MOST candidates of a node apart.
+ * Candidate n is the same key block for all of them: a later query block has the candidates of the
+ * first, and a tail of more. */
+#define HPA_OWN_LEVELS 3
+#define HPA_NODE_MOST (INT64_C(1) << HPA_OWN_LEVELS)
+
+/* The first query block of the span. */
+HPA_HOST_DEVICE int64_t hpa_span_leader(const hpa_geometry *g, int64_t query_block)
+{
+    return query_block - query_block % g->search_span;
+}
+
+/* The nodes that cover the tail of the span's last query block, at most. */
+HPA_HOST_DEVICE int64_t hpa_span_tail_nodes(const hpa_geometry *g)
+{
+    const int64_t queries = (g->search_span - 1) * g->block_q;
+    return hpa_ceil_div(hpa_ceil_div(queries, g->block_k), HPA_NODE_MOST);
+}
+
+/* The first candidate of tail node n, where the first block of the span has leader_candidates. */
+HPA_HOST_DEVICE int64_t hpa_tail_node_begin(int64_t leader_candidates, int64_t n)
+{
+    return leader_candidates + n * HPA_NODE_MOST;
+}
+
+/* How many levels the first query block of a span does for all: 0 where each searches for itself,
+ * because there are few levels or the tail would take more than half of the nodes. */
+HPA_HOST_DEVICE int64_t hpa_shared_levels(const hpa_geometry *g, int64_t leader_candidates)
+{
+    if (!g->causal || g->search_span == 1 || g->tree_blocks == 0 ||
+        2 * hpa_span_tail_nodes(g) > g->beam_nodes)
+        return 0;
+    return hpa_max(0, hpa_tree_levels(leader_candidates, g->beam_nodes) - HPA_OWN_LEVELS);
+}
+
 /* How many keys stand for a node: wanted of them, or all that it has. */
 HPA_HOST_DEVICE int64_t hpa_representatives(const hpa_geometry *g, int64_t begin, int64_t end,
                                             int64_t wanted)

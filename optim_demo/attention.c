@@ -50,6 +50,7 @@ static hpa_desc describe(const backend *on, const attention_settings *s,
     desc.rep_tokens = (int32_t)s->rep_tokens;
     desc.leaf_tokens = (int32_t)s->leaf_tokens;
     desc.query_stride = (int32_t)s->query_stride;
+    desc.search_span = (int32_t)s->search_span;
     desc.share_heads = s->share_heads;
     desc.reference = s->reference;
     desc.training = true;

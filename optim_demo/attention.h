@@ -26,7 +26,7 @@ typedef struct attention_settings {
     attention_kind kind;
     uint64_t dense_layers; /* bit l: layer l is dense, whatever kind says */
     int64_t block_q, block_k, top_k, sink, window;
-    int64_t beam, rep_tokens, leaf_tokens, query_stride;
+    int64_t beam, rep_tokens, leaf_tokens, query_stride, search_span;
     bool share_heads;
     bool reference; /* the library's plain double-precision loops */
 } attention_settings;

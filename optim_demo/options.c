@@ -95,6 +95,9 @@ static const option_row rows[] = {
      "keys scored for a node at the last level"},
     {"query-stride", WHOLE, FIELD(attention.query_stride), 1, 256, "1",
      "every how many queries of a block take part in the search"},
+    {"search-span", WHOLE, FIELD(attention.search_span), 1, 64, "1",
+     "neighbouring blocks of queries that share the coarse levels of the search.\nThere are such "
+     "levels where the context is many times top-k"},
     {"share-heads", FLAG, FIELD(attention.share_heads), 0, 0, NULL,
      "one mask for all query heads of a key/value head"},
     {"mask-refresh", WHOLE, FIELD(mask_refresh), 1, BILLION, "1",
@@ -265,7 +268,8 @@ static void apply_preset(options *self)
                  {FIELD(attention.beam), desc.beam},
                  {FIELD(attention.rep_tokens), desc.rep_tokens},
                  {FIELD(attention.leaf_tokens), desc.leaf_tokens},
-                 {FIELD(attention.query_stride), desc.query_stride}};
+                 {FIELD(attention.query_stride), desc.query_stride},
+                 {FIELD(attention.search_span), desc.search_span}};
     for (size_t k = 0; k < sizeof knobs / sizeof *knobs; k++)
         for (int n = 0; n < N_ROWS; n++)
             if (rows[n].name && rows[n].field == knobs[k].field && !self->given[n])

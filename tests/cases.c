@@ -167,6 +167,54 @@ static void append_knobs(case_list *list)
     append(list, &d, "default blocks, few kept, a scale of one's own");
 }
 
+static const int32_t packed_spans[] = {0, 0, 650, 655, 1055, 1400};
+
+/* Query blocks that share the coarse levels of the search, and, where a name begins with "no span",
+ * some that cannot. */
+static void append_spans(case_list *list)
+{
+    static const struct {
+        const char *name;
+        int64_t seq_q, seq_kv;
+        int32_t block_q, block_k, top_k, beam, span;
+        bool causal, share_heads;
+    } spans[] = {
+        {"span 2", 400, 400, 16, 16, 16, 2, 2, true, false},
+        {"span 4, a part of the last", 755, 755, 16, 16, 32, 2, 4, true, false},
+        {"span 8 with long tails", 820, 820, 32, 16, 32, 2, 8, true, false},
+        {"span 9, beam 3, all heads alike", 700, 700, 16, 16, 16, 3, 9, true, true},
+        {"span 3 with fewer queries than keys", 290, 800, 32, 16, 32, 1, 3, true, false},
+        {"span 3 with more queries than keys", 700, 600, 16, 16, 32, 1, 3, true, true},
+        {"span 4, wide blocks", 1700, 1700, 128, 64, 64, 2, 4, true, false},
+        {"span 2, wide blocks of keys", 2700, 2700, 128, 128, 128, 2, 2, true, true},
+        {"no span where masks are not causal", 400, 400, 16, 16, 16, 2, 4, false, false},
+        {"no span where the tail takes the beam", 700, 700, 256, 16, 32, 2, 8, true, false},
+        {"no span where levels are few", 230, 230, 16, 16, 32, 2, 4, true, false},
+    };
+    for (size_t n = 0; n < sizeof spans / sizeof spans[0]; n++) {
+        hpa_desc d = small_desc(2, 1, spans[n].seq_q, spans[n].seq_kv);
+        d.head_dim = spans[n].block_k > 16 ? 64 : 16;
+        d.block_q = spans[n].block_q;
+        d.block_k = spans[n].block_k;
+        d.top_k = spans[n].top_k;
+        d.beam = spans[n].beam;
+        d.search_span = spans[n].span;
+        d.causal = spans[n].causal;
+        d.share_heads = spans[n].share_heads;
+        append(list, &d, "%s", spans[n].name)->layout = (test_layout)(n % TEST_LAYOUTS);
+    }
+    hpa_desc d = small_desc(2, 1, 650, 650);
+    d.packed = true;
+    d.batch = 5;
+    d.total_q = d.total_kv = packed_spans[5] + 2;
+    d.block_q = 16;
+    d.top_k = 16;
+    d.search_span = 4;
+    test_case *c = append(list, &d, "packed: span 4");
+    c->layout = TEST_BSHD;
+    c->cu_q = c->cu_kv = packed_spans;
+}
+
 static const int32_t packed_same[] = {0, 0, 1, 98, 98, 131, 132, 260, 260};
 static const int32_t packed_q[] = {0, 5, 45, 45, 52, 53, 70, 170};
 static const int32_t packed_kv[] = {0, 0, 3, 12, 62, 101, 102, 272};
@@ -229,6 +277,7 @@ static void append_all(case_list *list)
     append_knobs(list);
     append_packed(list);
     append_packed_tiles(list);
+    append_spans(list);
 }
 
 int test_case_count(void)
@@ -283,6 +332,7 @@ hpa_desc test_random_desc(test_random *random, int64_t longest)
 {
     static const int32_t block_k[] = {16, 16, 16, 32, 64, 128};
     static const int32_t tokens[] = {1, 2, 3, 4, 7, 16, 100};
+    static const int32_t spans[] = {1, 2, 3, 8, 64};
     hpa_desc d = test_desc();
     d.batch = test_random_integer(random, 1, 2);
     d.heads_kv = test_random_integer(random, 1, 2);
@@ -302,6 +352,22 @@ hpa_desc test_random_desc(test_random *random, int64_t longest)
     d.rep_tokens = pick(random, tokens, 7);
     d.leaf_tokens = pick(random, tokens, 7);
     d.query_stride = (int32_t)test_random_integer(random, 1, 5);
+    d.search_span = pick(random, spans, 5);
+    return d;
+}
+
+hpa_desc test_random_span_desc(test_random *random, int64_t longest)
+{
+    hpa_desc d = test_random_desc(random, longest);
+    d.causal = true;
+    d.block_k = 16;
+    d.block_q = 16 * (int32_t)test_random_integer(random, 1, 3);
+    d.search_span = (int32_t)test_random_integer(random, 2, 6);
+    d.top_k = 16 * (int32_t)test_random_integer(random, 1, 2);
+    d.beam = (int32_t)test_random_integer(random, 2, 3);
+    d.seq_kv = test_random_integer(random, longest / 2, longest);
+    d.seq_q = test_random_integer(random, 0, 2) ? d.seq_kv
+                                                : test_random_integer(random, longest / 4, longest);
     return d;
 }
 

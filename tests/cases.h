@@ -24,6 +24,10 @@ void test_problem_of_case(test_problem *p, const test_case *c, hpa_dtype dtype, 
 /* A random problem of up to longest tokens, over every knob. */
 hpa_desc test_random_desc(test_random *random, int64_t longest);
 
+/* One of up to longest tokens, with blocks and beam so small that neighbouring query blocks mostly
+ * share levels of the search where it is of more than 500. */
+hpa_desc test_random_span_desc(test_random *random, int64_t longest);
+
 /* One of up to 300 tokens, with heads of any size and 0 (all) to 4 threads. */
 hpa_desc test_random_wide_desc(test_random *random, hpa_dtype dtype);
 

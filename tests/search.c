@@ -185,47 +185,112 @@ static int64_t first_nodes(int64_t candidates, int64_t width, node *nodes)
     return count;
 }
 
-/* Marks the candidates that the search keeps. */
-static void search(const test_problem *p, const test_row *row, const double *token_scores,
-                   bool *kept)
+/* As many levels, each of which keeps the best W but for the last; in nodes, of which count are given
+ * and the number kept is returned. to_blocks: the last level is that of single candidates. */
+static int64_t run_levels(const test_problem *p, const test_row *row, const double *token_scores,
+                          int64_t levels, bool to_blocks, int64_t keep, node *nodes, int64_t count)
 {
-    const int64_t candidates = row->candidate_count;
-    const int64_t M = test_tree_blocks(&p->desc), W = p->desc.beam * M;
-    node *nodes = test_allocate(candidates, sizeof *nodes);
-    node *children = test_allocate(2 * candidates, sizeof *children);
-    int64_t count = first_nodes(candidates, W, nodes);
-    const int64_t levels = level_count(candidates, W);
+    const int64_t W = p->desc.beam * test_tree_blocks(&p->desc);
+    node *children = test_allocate(2 * smaller(W, row->candidate_count), sizeof *children);
     for (int64_t level = 1; level <= levels; level++) {
         const int64_t n_children = split(nodes, count, children);
         for (int64_t n = 0; n < n_children; n++)
-            children[n].score =
-                node_score(p, row, token_scores, &children[n], level == 1, level == levels);
+            children[n].score = node_score(p, row, token_scores, &children[n], level == 1,
+                                           to_blocks && level == levels);
         qsort(children, (size_t)n_children, sizeof *children, by_score);
-        count = smaller(n_children, level == levels ? M : W);
+        count = smaller(n_children, level == levels ? keep : W);
         memcpy(nodes, children, (size_t)count * sizeof *nodes);
     }
-    for (int64_t n = 0; n < count; n++)
-        kept[row->candidates[nodes[n].begin]] = true;
-    free(nodes);
     free(children);
+    return count;
 }
 
-static void keep_tree(const test_problem *p, const test_row *row, const double *q, const double *k,
-                      bool *kept)
+static double *score_tokens(const test_problem *p, const test_row *row, const double *q,
+                            const double *k)
 {
-    const int64_t M = test_tree_blocks(&p->desc), keys = test_kv_length(p, row->batch);
-    if (row->candidate_count <= M) {
-        for (int64_t n = 0; n < row->candidate_count; n++)
-            kept[row->candidates[n]] = true;
-        return;
-    }
-    if (M == 0)
-        return;
+    const int64_t keys = test_kv_length(p, row->batch);
     double *token_scores = test_allocate(keys, sizeof *token_scores);
     for (int64_t token = 0; token < keys; token++)
         token_scores[token] = test_token_score(p, row, q, k, token);
-    search(p, row, token_scores, kept);
+    return token_scores;
+}
+
+/* Levels that every row does itself, and the candidates that they tell apart: 2^3. */
+enum { OWN_LEVELS = 3, NODE_CANDIDATES = 8 };
+
+/* How many nodes the candidates take that the last row of a span has and its first does not. */
+static int64_t tail_nodes(const hpa_desc *desc)
+{
+    const int64_t queries = (int64_t)(desc->search_span - 1) * desc->block_q;
+    const int64_t blocks = (queries + desc->block_k - 1) / desc->block_k;
+    return (blocks + NODE_CANDIDATES - 1) / NODE_CANDIDATES;
+}
+
+int64_t test_shared_levels(const test_problem *p, int64_t r)
+{
+    const int64_t W = p->desc.beam * test_tree_blocks(&p->desc);
+    const int64_t tail = tail_nodes(&p->desc);
+    if (!p->desc.causal || p->desc.search_span == 1 || W == 0 || 2 * tail > W)
+        return 0;
+    test_row row = test_row_at(p, r);
+    test_row first = test_row_at(p, r - row.query_block % p->desc.search_span);
+    const int64_t levels = level_count(first.candidate_count, W);
+    test_row_free(&row);
+    test_row_free(&first);
+    return levels > OWN_LEVELS ? levels - OWN_LEVELS : 0;
+}
+
+/* What the first row of row r's span hands on to it: the nodes that it keeps after the levels that it
+ * does for all, and then, in nodes of its own, what only row r sees. */
+static int64_t span_nodes(const test_problem *p, int64_t r, const test_row *row, const double *q,
+                          const double *k, node *nodes)
+{
+    const int64_t W = p->desc.beam * test_tree_blocks(&p->desc);
+    test_row first = test_row_at(p, r - row->query_block % p->desc.search_span);
+    double *token_scores = score_tokens(p, &first, q, k);
+    int64_t count = first_nodes(first.candidate_count, W, nodes);
+    count = run_levels(p, &first, token_scores, test_shared_levels(p, r), false,
+                       W - tail_nodes(&p->desc), nodes, count);
+    for (int64_t c = first.candidate_count; c < row->candidate_count; c += NODE_CANDIDATES)
+        nodes[count++] =
+            (node){.begin = c, .end = smaller(c + NODE_CANDIDATES, row->candidate_count)};
+    ck_assert_int_le(count, W);
     free(token_scores);
+    test_row_free(&first);
+    return count;
+}
+
+/* Marks the candidates that the search of row r keeps. */
+static void search(const test_problem *p, int64_t r, const test_row *row, const double *q,
+                   const double *k, bool *kept)
+{
+    const int64_t M = test_tree_blocks(&p->desc), W = p->desc.beam * M;
+    const bool shares = test_shared_levels(p, r) > 0;
+    const int64_t levels = shares ? OWN_LEVELS : level_count(row->candidate_count, W);
+    node *nodes = test_allocate(smaller(W, row->candidate_count), sizeof *nodes);
+    int64_t count =
+        shares ? span_nodes(p, r, row, q, k, nodes) : first_nodes(row->candidate_count, W, nodes);
+    double *token_scores = score_tokens(p, row, q, k);
+    count = run_levels(p, row, token_scores, levels, true, M, nodes, count);
+    for (int64_t n = 0; n < count; n++) {
+        ck_assert_int_eq(nodes[n].end - nodes[n].begin, 1);
+        kept[row->candidates[nodes[n].begin]] = true;
+    }
+    free(token_scores);
+    free(nodes);
+}
+
+static void keep_tree(const test_problem *p, int64_t r, const test_row *row, const double *q,
+                      const double *k, bool *kept)
+{
+    const int64_t M = test_tree_blocks(&p->desc);
+    if (row->candidate_count > M) {
+        if (M > 0)
+            search(p, r, row, q, k, kept);
+        return;
+    }
+    for (int64_t n = 0; n < row->candidate_count; n++)
+        kept[row->candidates[n]] = true;
 }
 
 test_csr test_expected_mask(const test_problem *p, const double *q, const double *k)
@@ -245,7 +310,7 @@ test_csr test_expected_mask(const test_problem *p, const double *q, const double
     for (int64_t r = 0; r < csr.rows; r++) {
         test_row row = test_row_at(p, r);
         bool *kept = calloc((size_t)row.key_blocks + 1, sizeof *kept);
-        keep_tree(p, &row, q, k, kept);
+        keep_tree(p, r, &row, q, k, kept);
         int64_t end = csr.row_ptr[r];
         for (int64_t block = 0; block < row.key_blocks; block++)
             if (kept[block] || row.sink[block] || row.window[block])

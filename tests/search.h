@@ -22,6 +22,9 @@ void test_row_free(test_row *row);
 
 int64_t test_tree_blocks(const hpa_desc *desc); /* M */
 
+/* How many levels of the search the first row of r's span does for r and its neighbours; 0: none. */
+int64_t test_shared_levels(const test_problem *p, int64_t r);
+
 /* The whole mask. q and k as test_read gives them. */
 test_csr test_expected_mask(const test_problem *p, const double *q, const double *k);
 
@@ -33,8 +36,8 @@ void test_import_random_mask(test_problem *p, test_random *random, int64_t of_fo
 double test_token_score(const test_problem *p, const test_row *row, const double *q,
                         const double *k, int64_t token);
 
-/* Does every node on the way to the token's candidate have the token among its representatives?
- * false for a token of no candidate, or where there is nothing to search. */
+/* Does every node on the way to the token's candidate have the token among its representatives, where
+ * the row shares no levels? false for a token of no candidate, or where there is nothing to search. */
 bool test_always_representative(const test_problem *p, const test_row *row, int64_t token);
 
 #endif

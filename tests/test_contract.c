@@ -59,7 +59,8 @@ START_TEST(the_defaults_are_those_of_the_header)
     ck_assert(d.seq_q == 0 && d.seq_kv == 0 && !d.packed && d.total_q == 0 && d.total_kv == 0);
     ck_assert(d.causal && d.scale == 0 && d.block_q == 128 && d.block_k == 64 && d.top_k == 1024);
     ck_assert(d.sink == 64 && d.window == 512 && d.beam == 2 && d.rep_tokens == 4);
-    ck_assert(d.leaf_tokens == 8 && d.query_stride == 1 && !d.share_heads && d.training);
+    ck_assert(d.leaf_tokens == 8 && d.query_stride == 1 && d.search_span == 1);
+    ck_assert(!d.share_heads && d.training);
     ck_assert(!d.allow_nondeterministic && !d.reference);
 }
 END_TEST
@@ -93,20 +94,23 @@ START_TEST(presets_set_the_search_and_nothing_else)
         d.struct_size = other.struct_size = sizeof d;
         assert_ok(hpa_desc_set_preset(&d, presets[n]));
         ck_assert(d.block_q > 0 && d.block_k > 0 && d.beam > 0 && d.rep_tokens > 0);
-        ck_assert(d.leaf_tokens > 0 && d.query_stride > 0);
+        ck_assert(d.leaf_tokens > 0 && d.query_stride > 0 && d.search_span > 0);
         other.block_q = d.block_q, other.block_k = d.block_k, other.beam = d.beam;
         other.rep_tokens = d.rep_tokens, other.leaf_tokens = d.leaf_tokens;
-        other.query_stride = d.query_stride, other.share_heads = d.share_heads;
+        other.query_stride = d.query_stride, other.search_span = d.search_span;
+        other.share_heads = d.share_heads;
         ck_assert_mem_eq(&d, &other, sizeof d);
     }
     hpa_desc d = hpa_desc_default();
     d.block_q = d.block_k = d.beam = d.rep_tokens = d.leaf_tokens = d.query_stride = 16;
+    d.search_span = 16;
     d.share_heads = true;
     assert_ok(hpa_desc_set_preset(&d, HPA_PRESET_BALANCED));
     const hpa_desc usual = hpa_desc_default();
     ck_assert(d.block_q == usual.block_q && d.block_k == usual.block_k && d.beam == usual.beam);
     ck_assert(d.rep_tokens == usual.rep_tokens && d.leaf_tokens == usual.leaf_tokens);
-    ck_assert(d.query_stride == usual.query_stride && d.share_heads == usual.share_heads);
+    ck_assert(d.query_stride == usual.query_stride && d.search_span == usual.search_span);
+    ck_assert(d.share_heads == usual.share_heads);
 }
 END_TEST
 
@@ -192,6 +196,7 @@ START_TEST(bad_fields_are_named)
     BAD_FIELD(rep_tokens, int32_t, HPA_INVALID_ARGUMENT, 0, -1, INT32_MIN);
     BAD_FIELD(leaf_tokens, int32_t, HPA_INVALID_ARGUMENT, 0, -1, INT32_MIN);
     BAD_FIELD(query_stride, int32_t, HPA_INVALID_ARGUMENT, 0, -1, INT32_MIN);
+    BAD_FIELD(search_span, int32_t, HPA_INVALID_ARGUMENT, 0, 65, -1, INT32_MIN, INT32_MAX);
 }
 END_TEST
 

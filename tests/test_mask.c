@@ -133,6 +133,67 @@ START_TEST(random_problems_give_the_mask_of_the_algorithm)
 }
 END_TEST
 
+static int64_t rows_that_share(const test_problem *p)
+{
+    test_csr csr = test_export(p);
+    int64_t sharing = 0;
+    for (int64_t r = 0; r < csr.rows; r++)
+        sharing += test_shared_levels(p, r) > 0;
+    test_csr_free(&csr);
+    return sharing;
+}
+
+START_TEST(random_spans_give_the_mask_of_the_algorithm)
+{
+    test_random random = {(uint64_t)_i + 500};
+    int sharing = 0;
+    for (int n = 0; n < 4; n++) {
+        hpa_desc desc = test_random_span_desc(&random, 1000);
+        desc.dtype = test_dtypes[n];
+        test_problem p;
+        test_problem_new(&p, &desc, (test_layout)n, NULL, NULL);
+        test_problem_fill(&p, test_random_bits(&random), TEST_INTEGERS);
+        char name[64];
+        snprintf(name, sizeof name, "random span %d of %d", n, _i);
+        assert_expected_mask(name, &p);
+        sharing += rows_that_share(&p) > 0;
+        test_problem_free(&p);
+    }
+    ck_assert_int_ge(sharing, 1);
+}
+END_TEST
+
+/* The cases that are about spans, and only they, are what their names say. */
+START_TEST(the_cases_share_levels_or_not_as_they_say)
+{
+    int shared = 0, not_shared = 0;
+    for (int n = 0; n < test_case_count(); n++) {
+        const test_case c = test_case_at(n);
+        if (!strstr(c.name, "span"))
+            continue;
+        test_problem p;
+        test_problem_of_case(&p, &c, HPA_F32, TEST_NORMAL);
+        test_build(&p);
+        const bool shares = !strstr(c.name, "no span");
+        assert_that((rows_that_share(&p) > 0) == shares, "%s: %" PRId64 " rows share levels",
+                    c.name, rows_that_share(&p));
+        hpa_desc desc = p.desc;
+        desc.search_span = 1;
+        test_problem each;
+        test_problem_copy(&each, &p, &desc, p.layout);
+        test_build(&each);
+        const bool alike = test_statistics(&each).fingerprint == test_statistics(&p).fingerprint;
+        assert_that(alike == !shares, "%s: the mask is %s that of rows that search for themselves",
+                    c.name, alike ? "just" : "not");
+        (*(shares ? &shared : &not_shared))++;
+        test_problem_free(&each);
+        test_problem_free(&p);
+    }
+    ck_assert_int_ge(shared, 9);
+    ck_assert_int_ge(not_shared, 3);
+}
+END_TEST
+
 START_TEST(a_long_sequence_gives_the_mask_of_the_algorithm)
 {
     hpa_desc desc = test_desc();
@@ -268,6 +329,7 @@ START_TEST(scoring_every_token_keeps_the_blocks_of_highest_maximum)
     hpa_desc desc = test_random_desc(&random, 400);
     desc.beam = 1 + _i % 3;
     desc.rep_tokens = desc.leaf_tokens = 400 + _i;
+    desc.search_span = 1; /* another block's queries may overlook what this one's would find */
     const bool integers = _i % 2;
     desc.dtype = integers ? HPA_F32 : HPA_F64;
     test_problem p;
@@ -314,6 +376,7 @@ START_TEST(a_planted_key_is_found)
     desc.beam = 1 + _i % 2;
     desc.rep_tokens = 1 + _i / 2;
     desc.leaf_tokens = 3 * (1 + _i / 2);
+    desc.search_span = 1;
     test_problem p;
     test_problem_new(&p, &desc, TEST_BHSD, NULL, NULL);
     const int64_t rows = (desc.seq_q + desc.block_q - 1) / desc.block_q;
@@ -649,6 +712,96 @@ START_TEST(queries_that_the_stride_skips_do_not_matter)
 }
 END_TEST
 
+/* Queries and keys of tokens from `begin` on become others. */
+static void spoil_from(const test_problem *p, const test_tensor *t, int64_t begin)
+{
+    const bool queries = t == &p->q;
+    const int64_t heads = queries ? p->desc.heads_q : p->desc.heads_kv, D = p->desc.head_dim;
+    double *values = test_read(t);
+    for (int64_t h = 0; h < heads; h++)
+        for (int64_t i = begin; i < p->desc.seq_q; i++)
+            for (int64_t d = 0; d < D; d++)
+                values[D * (queries ? test_q_row(p, 0, h, i) : test_kv_row(p, 0, h, i)) + d] *=
+                    d % 2 ? -7 : 20;
+    test_write(t, values);
+    free(values);
+}
+
+static bool rows_equal(const test_csr *a, const test_csr *b, int64_t r)
+{
+    const int64_t length = a->row_ptr[r + 1] - a->row_ptr[r];
+    return length == b->row_ptr[r + 1] - b->row_ptr[r] &&
+           !memcmp(a->blocks + a->row_ptr[r], b->blocks + b->row_ptr[r],
+                   (size_t)length * sizeof *a->blocks);
+}
+
+static hpa_desc span_desc(int64_t length, int32_t span)
+{
+    hpa_desc d = search_desc(length, 32);
+    d.heads_q = 1;
+    d.search_span = span;
+    return d;
+}
+
+/* What comes later in the sequence chooses for nobody before it, in one span or not. */
+START_TEST(a_row_does_not_depend_on_later_tokens)
+{
+    const hpa_desc desc = span_desc(900, _i % 2 ? 8 : 1);
+    test_problem p;
+    test_problem_new(&p, &desc, TEST_BHSD, NULL, NULL);
+    test_problem_fill(&p, 31, TEST_NORMAL);
+    test_csr before = built(&p);
+    ck_assert_int_eq(rows_that_share(&p) > 0, _i % 2);
+    const int64_t first_changed = before.rows - 1 - _i / 2;
+    spoil_from(&p, &p.q, first_changed * desc.block_q);
+    spoil_from(&p, &p.k, first_changed * desc.block_q);
+    test_csr after = built(&p);
+    int64_t changed = 0;
+    for (int64_t r = 0; r < before.rows; r++) {
+        const bool equal = rows_equal(&before, &after, r);
+        assert_that(equal || r >= first_changed,
+                    "row %" PRId64 " changed with tokens from row %" PRId64 " on", r,
+                    first_changed);
+        changed += !equal;
+    }
+    ck_assert_int_ge(changed, 1);
+    test_csr_free(&before);
+    test_csr_free(&after);
+    test_problem_free(&p);
+}
+END_TEST
+
+/* The first row of a span chooses for the others of it, and no other row does. */
+START_TEST(the_first_row_of_a_span_chooses_for_the_others)
+{
+    const hpa_desc desc = span_desc(1024, 8);
+    test_problem p;
+    test_problem_new(&p, &desc, TEST_BHSD, NULL, NULL);
+    test_problem_fill(&p, 32, TEST_NORMAL);
+    test_csr before = built(&p);
+    const int64_t leader = 24, decider = leader + (_i ? 3 : 0);
+    double *q = test_read(&p.q);
+    for (int64_t i = decider * desc.block_q; i < (decider + 1) * desc.block_q; i++)
+        for (int64_t d = 0; d < desc.head_dim; d++)
+            q[desc.head_dim * test_q_row(&p, 0, 0, i) + d] *= d % 2 ? -7 : 20;
+    test_write(&p.q, q);
+    free(q);
+    test_csr after = built(&p);
+    int64_t others = 0;
+    for (int64_t r = 0; r < before.rows; r++) {
+        const bool changed = !rows_equal(&before, &after, r);
+        assert_that(!changed || r == decider || (_i == 0 && r > leader && r < leader + 8),
+                    "row %" PRId64 " changed with the queries of row %" PRId64, r, decider);
+        others += changed && r != decider;
+    }
+    ck_assert_int_gt(test_shared_levels(&p, leader), 0);
+    ck_assert_int_ge(others, _i == 0 ? 4 : 0);
+    test_csr_free(&before);
+    test_csr_free(&after);
+    test_problem_free(&p);
+}
+END_TEST
+
 /* Heads that share: one query head that dominates decides for its group. */
 START_TEST(the_strongest_head_of_a_group_decides_for_all)
 {
@@ -700,6 +853,8 @@ static Suite *mask_suite(void)
     tcase_add_loop_test(t, layout_does_not_matter, 0, test_few_case_count());
     t = test_add_case(suite, "search", 30);
     tcase_add_loop_test(t, random_problems_give_the_mask_of_the_algorithm, 0, 40);
+    tcase_add_loop_test(t, random_spans_give_the_mask_of_the_algorithm, 0, 20);
+    tcase_add_test(t, the_cases_share_levels_or_not_as_they_say);
     tcase_add_test(t, a_long_sequence_gives_the_mask_of_the_algorithm);
     tcase_add_test(t, top_k_of_the_whole_sequence_keeps_all_that_is_visible);
     tcase_add_loop_test(t, scoring_every_token_keeps_the_blocks_of_highest_maximum, 0, 30);
@@ -712,6 +867,8 @@ static Suite *mask_suite(void)
     tcase_add_test(t, v_is_not_read);
     tcase_add_loop_test(t, a_packed_sequence_is_masked_as_if_alone, 0, 2);
     tcase_add_test(t, queries_that_the_stride_skips_do_not_matter);
+    tcase_add_loop_test(t, a_row_does_not_depend_on_later_tokens, 0, 24);
+    tcase_add_loop_test(t, the_first_row_of_a_span_chooses_for_the_others, 0, 2);
     tcase_add_test(t, the_strongest_head_of_a_group_decides_for_all);
     return suite;
 }

@@ -173,7 +173,7 @@ HANDLERS(mask);
 HANDLERS(forward);
 HANDLERS(backward);
 
-/* Bytes of a mask and of scratch, for the shapes of results. knobs: 11. 0, or the reason in *reason. */
+/* Bytes of a mask and of scratch, for the shapes of results. knobs: 12. 0, or the reason in *reason. */
 extern "C" int hpa_jax_sizes(const int64_t *q, const int64_t *k, int dtype, int device,
                              const int64_t *knobs, double scale, int64_t *mask_bytes,
                              int64_t *scratch_bytes, char *reason, size_t reason_size)
@@ -182,7 +182,7 @@ extern "C" int hpa_jax_sizes(const int64_t *q, const int64_t *k, int dtype, int 
         const auto sizes = [](const int64_t *x) { return sizes_of(std::vector<int64_t>(x, x + 4)); };
         const hpa::plan &plan = plan_of({sizes(q), sizes(k), static_cast<hpa_dtype>(dtype),
                                          static_cast<hpa_device>(device), 0,
-                                         knobs_of(std::vector<int64_t>(knobs, knobs + 11)), scale});
+                                         knobs_of(std::vector<int64_t>(knobs, knobs + 12)), scale});
         *mask_bytes = static_cast<int64_t>(plan.sizes().mask);
         *scratch_bytes = static_cast<int64_t>(plan.scratch_bytes());
         return 0;

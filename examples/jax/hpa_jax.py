@@ -68,6 +68,7 @@ class Knobs(NamedTuple):
     rep_tokens: int = 4
     leaf_tokens: int = 8
     query_stride: int = 1
+    search_span: int = 1
     causal: bool = True
     share_heads: bool = False
 
@@ -81,7 +82,7 @@ def _sizes(q, k, knobs, scale):
     mask, scratch, reason = ctypes.c_int64(), ctypes.c_int64(), ctypes.create_string_buffer(512)
     failed = _library.hpa_jax_sizes(
         (ctypes.c_int64 * 4)(*q.shape), (ctypes.c_int64 * 4)(*k.shape), dtypes[str(q.dtype)],
-        1 if jax.default_backend() == "cpu" else 2, (ctypes.c_int64 * 11)(*map(int, knobs)),
+        1 if jax.default_backend() == "cpu" else 2, (ctypes.c_int64 * 12)(*map(int, knobs)),
         ctypes.c_double(scale), ctypes.byref(mask), ctypes.byref(scratch), reason,
         ctypes.c_size_t(512))
     if failed:

@@ -202,6 +202,9 @@ typedef struct hpa_desc {
                            of the node it was split from that lie in it */
     int32_t leaf_tokens;  /* the same for a node at the last level, block_k: every key */
     int32_t query_stride; /* every how many queries of a block take part in the search */
+    int32_t search_span;  /* neighbouring query blocks that share the coarse levels of the search,
+                             which the first of them does; 1 to 64, 1: each searches for itself.
+                             Causal only, else each does */
     bool share_heads;     /* one mask for all query heads of a key/value head, not one for each */
 
     bool training;               /* the mask carries its transpose, which hpa_backward needs */
@@ -211,7 +214,7 @@ typedef struct hpa_desc {
 
 /* One causal f32 sequence with one head of 64 on the CPU, training on, and the default knobs:
  * block_q 128, block_k 64, top_k 1024, sink 64, window 512, beam 2, rep_tokens 4, leaf_tokens 8,
- * query_stride 1, share_heads off. Set the lengths. */
+ * query_stride 1, search_span 1, share_heads off. Set the lengths. */
 HPA_API hpa_desc hpa_desc_default(void);
 
 /* How carefully to search: settings of the knobs that trade quality against time. Behind each what
@@ -224,9 +227,9 @@ typedef enum hpa_preset {
     HPA_PRESET_FAITHFUL = 3  /* closest to dense attention: -0.001, 86%, 11.9 ms */
 } hpa_preset;
 
-/* Sets block_q, block_k, beam, rep_tokens, leaf_tokens, query_stride and share_heads, and leaves
- * all else alone: shapes, device, and how much is kept (top_k, window, sink). Fields may be changed
- * afterwards as before. Errors, which leave *desc as it was: HPA_INVALID_ARGUMENT, _STRUCT_SIZE. */
+/* Sets block_q, block_k, beam, rep_tokens, leaf_tokens, query_stride, search_span and share_heads,
+ * and leaves all else alone: shapes, device, and how much is kept (top_k, window, sink). Fields may
+ * be changed afterwards as before. Errors, which leave *desc as it was: HPA_INVALID_ARGUMENT, _STRUCT_SIZE. */
 HPA_API hpa_status hpa_desc_set_preset(hpa_desc *desc, hpa_preset preset);
 
 /* Plan */

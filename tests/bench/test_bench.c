@@ -168,6 +168,7 @@ START_TEST(presets_set_what_was_not_given)
         ck_assert_double_eq(number(report, "rep_tokens"), want.rep_tokens);
         ck_assert_double_eq(number(report, "leaf_tokens"), want.leaf_tokens);
         ck_assert_double_eq(number(report, "query_stride"), want.query_stride);
+        ck_assert_double_eq(number(report, "search_span"), want.search_span);
         json_decref(report);
     }
 }
@@ -195,6 +196,7 @@ static const struct {
     {"--preset best", "--preset best"},
     {"--rep-tokens 0", "--rep-tokens 0"},
     {"--query-stride 1000", "--query-stride 1000"},
+    {"--search-span 0", "--search-span 0"},
 #ifdef HPA_WITH_CUDA
     {"--backend cuda", "HPA_NO_DEVICE"}, /* the environment hides it */
 #else

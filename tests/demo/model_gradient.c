@@ -19,8 +19,9 @@ typedef struct setting {
     int64_t heads, kv_heads;
 } setting;
 
-#define KNOBS \
-    .block_q = 16, .block_k = 16, .beam = 1, .rep_tokens = 2, .leaf_tokens = 4, .query_stride = 1
+#define KNOBS                                                                                      \
+    .block_q = 16, .block_k = 16, .beam = 1, .rep_tokens = 2, .leaf_tokens = 4, .query_stride = 1, \
+    .search_span = 1
 
 static const setting settings[] = {
     {"dense", {.kind = ATTENTION_DENSE, KNOBS}, 4, 2},

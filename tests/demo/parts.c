@@ -80,7 +80,8 @@ START_TEST(adamw_leaves_norms_undecayed)
                                 .beam = 1,
                                 .rep_tokens = 1,
                                 .leaf_tokens = 1,
-                                .query_stride = 1};
+                                .query_stride = 1,
+                                .search_span = 1};
     failure why;
     model *m;
     backend *on = open_backend(DTYPE_F32);
