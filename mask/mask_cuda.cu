@@ -5,6 +5,7 @@
 #include "mask/score_mma.cuh"
 #include "mask/score_simt.cuh"
 #include "mask/score_sm90.cuh"
+#include "mask/span_cuda.cuh"
 
 /* Scores one level over all of the row's queries, which are loaded anew for each level where shared
  * memory does not hold them at once. */
@@ -32,7 +33,7 @@ template <typename Score>
 static __device__ int32_t choose(const mask_search &search, const tree_level<Score> &level,
                                  const next_level<Score> &next, choice *shared_choice)
 {
-    const int32_t wanted = (int32_t)(level.last ? search.g.tree_blocks : search.g.beam_nodes);
+    const int32_t wanted = level.kept;
     if constexpr (sizeof(Score) == sizeof(uint32_t))
         if (level.n_children <= (int32_t)blockDim.x)
             return choose_at_once(level, wanted, next, search.list_room, shared_choice);
@@ -46,24 +47,38 @@ static __device__ int32_t choose(const mask_search &search, const tree_level<Sco
     return shared_choice->children;
 }
 
-/* Searches the row, leaves the candidates that it chose in *chosen, and returns their number. */
+/* What a search ends with: candidates [begin, begin + size), ascending. */
+struct nodes_found {
+    const int32_t *begin, *size;
+    int32_t count;
+};
+
+/* Searches the row's levels: those of its span where these are what is asked for, and else all that
+ * its span has not searched. */
 template <typename Scores>
-static __device__ int32_t search_tree(const mask_search &search, const mask_row &row,
-                                      unsigned char *shared, choice *shared_choice,
-                                      node_lists<typename Scores::score> lists,
-                                      tree_level<typename Scores::score> &level,
-                                      const int32_t **chosen)
+static __device__ nodes_found search_tree(const mask_search &search, const mask_row &row,
+                                          unsigned char *shared, choice *shared_choice,
+                                          node_lists<typename Scores::score> lists,
+                                          tree_level<typename Scores::score> &level)
 {
     const hpa_geometry &g = search.g;
-    int32_t n_children = first_children(g, row.sets.candidates, lists.begin[0], lists.size[0]);
+    int32_t n_children = 0;
+    if (row.span_list && !search.leaders)
+        n_children = begin_with_shared(row, lists.begin[0], lists.size[0]);
+    int64_t widest = HPA_NODE_MOST;
+    if (n_children == 0) {
+        n_children = first_children(g, row.sets.candidates, lists.begin[0], lists.size[0]);
+        widest = hpa_ceil_div(row.sets.candidates, hpa_first_nodes(&g, row.sets.candidates));
+    }
     clear_scores(lists.halves, 2 * search.list_room);
     clear_scores(lists.score[0], search.list_room);
-    int64_t widest = hpa_ceil_div(row.sets.candidates, hpa_first_nodes(&g, row.sets.candidates));
+    const int64_t end = search.leaders ? HPA_NODE_MOST : 1; /* the widest that is looked for */
     bool queries_are_there = false;
     int now = 0;
-    for (bool last = false; !last; now ^= 1) {
+    for (bool done = false; !done; now ^= 1) {
         widest = (widest + 1) / 2; /* from nodes to their children */
-        last = widest == 1;
+        done = widest <= end;
+        const bool last = widest == 1;
         if (threadIdx.x == 0) {
             const int64_t wanted = last ? g.leaf_tokens : g.rep_tokens;
             const uint32_t tokens = (uint32_t)hpa_min(wanted, widest << search.block_k_log2);
@@ -75,6 +90,9 @@ static __device__ int32_t search_tree(const mask_search &search, const mask_row 
             level.tokens = tokens;
             level.tokens_log2 = __popc(tokens) == 1 ? __ffs((int)tokens) - 1 : -1;
             level.wanted = (int32_t)wanted;
+            level.kept = (int32_t)g.beam_nodes;
+            if (done)
+                level.kept = last ? (int32_t)g.tree_blocks : search.shared_nodes;
             level.last = last;
             level.fours = last && tokens % 4 == 0;
         }
@@ -86,8 +104,30 @@ static __device__ int32_t search_tree(const mask_search &search, const mask_row 
                             shared_choice);
     }
     __syncthreads();
-    *chosen = lists.begin[now];
-    return n_children;
+    return {lists.begin[now], lists.size[now], n_children};
+}
+
+static __device__ mask_row find_work(const mask_search &search, int64_t n)
+{
+    if (search.leaders)
+        return find_leader(search, n);
+    mask_row row = find_mask_row(search, n);
+    if (search.span_lists && row.searches)
+        row.span_list = find_span_list(search, row);
+    return row;
+}
+
+/* The row of work that was found, or the list of its span. */
+static __device__ void write_found(const mask_search &search, const mask_row &row,
+                                   const nodes_found &found)
+{
+    const bool keeps_all = !row.searches && search.g.tree_blocks > 0;
+    if (row.exists && search.leaders)
+        write_span_list(row, found.begin, found.size, found.count);
+    else if (row.exists)
+        write_row(search, row, keeps_all ? nullptr : found.begin, found.count);
+    else if (threadIdx.x == 0 && !search.leaders)
+        search.mask.row_length[row.index] = 0;
 }
 
 #define SHARED_ALIGNMENT 1024 /* of panels in the 128-byte swizzle */
@@ -108,21 +148,14 @@ static __global__ void __launch_bounds__(Scores::threads, THREADS_EACH / Scores:
                                 : shared + search.lists_offset;
     const auto lists = take_lists<typename Scores::score>(memory, search.list_room);
     /* The last rows of a sequence see the most keys: they come first. */
-    for (int64_t n = blockIdx.x; n < search.g.rows; n += gridDim.x) {
+    for (int64_t n = blockIdx.x; n < search.work; n += gridDim.x) {
         if (threadIdx.x == 0)
-            row = find_mask_row(search, search.g.rows - 1 - n);
+            row = find_work(search, search.work - 1 - n);
         __syncthreads();
-        const int32_t *chosen = nullptr;
-        int32_t n_chosen = 0;
-        if (row.exists && search.g.tree_blocks == 0)
-            chosen = lists.begin[0];
-        else if (row.exists && row.sets.candidates > search.g.tree_blocks)
-            n_chosen =
-                search_tree<Scores>(search, row, shared, &shared_choice, lists, level, &chosen);
-        if (row.exists)
-            write_row(search, row, chosen, n_chosen);
-        else if (threadIdx.x == 0)
-            search.mask.row_length[row.index] = 0;
+        nodes_found found = {lists.begin[0], lists.size[0], 0};
+        if (row.searches)
+            found = search_tree<Scores>(search, row, shared, &shared_choice, lists, level);
+        write_found(search, row, found);
         __syncthreads();
     }
 }
@@ -133,7 +166,8 @@ struct mask_launch {
     int64_t blocks, threads;
     int64_t query_room, list_room;
     int64_t keys_offset, lists_offset, shared_bytes;
-    int64_t far_lists_bytes; /* of one block; 0: the lists are in shared memory */
+    int64_t far_lists_bytes;        /* of one block; 0: the lists are in shared memory */
+    int64_t span_lists, span_words; /* 0: one launch does, no query blocks share levels */
 };
 
 /* The kernels that there are; the first that serves is taken. */
@@ -260,6 +294,14 @@ static int64_t lists_bytes(const hpa_plan *plan, int64_t list_room)
     return round_up(list_room * node, 256);
 }
 
+/* Is a sequence of these lengths long enough? Its last query, if in a block of its own, has the most
+ * candidates. */
+static bool can_share_levels(const hpa_geometry *g)
+{
+    const int64_t window_begin = hpa_floor_div(g->seq_kv - g->window, g->block_k);
+    return hpa_shared_levels(g, hpa_max(0, window_begin - g->sink_blocks)) > 0;
+}
+
 static mask_launch choose_launch(const hpa_plan *plan)
 {
     const hpa_geometry *g = &plan->geometry;
@@ -283,12 +325,17 @@ static mask_launch choose_launch(const hpa_plan *plan)
     launch.shared_bytes = launch.lists_offset + near_lists + SHARED_ALIGNMENT;
     launch.blocks = hpa_min(g->rows, launch.far_lists_bytes ? 2 * plan->cuda.multiprocessors
                                                             : HPA_CUDA_MAX_BLOCKS);
+    if (can_share_levels(g)) {
+        launch.span_lists = g->mask_heads * span_slots_of(g);
+        launch.span_words = SPAN_LIST_HEADER + 2 * (g->beam_nodes - hpa_span_tail_nodes(g));
+    }
     return launch;
 }
 
 /* Parts of the scratch of a build. */
 struct mask_scratch {
     unsigned char *far_lists;
+    uint32_t *span_lists;
     int64_t *scan;
 };
 
@@ -298,6 +345,9 @@ static mask_scratch take_scratch(const hpa_plan *plan, const mask_launch *launch
     if (launch->far_lists_bytes)
         scratch.far_lists =
             HPA_ARENA_ARRAY(arena, unsigned char, launch->blocks * launch->far_lists_bytes);
+    if (launch->span_lists)
+        scratch.span_lists =
+            HPA_ARENA_ARRAY(arena, uint32_t, launch->span_lists * launch->span_words);
     if (plan->geometry.training)
         scratch.scan =
             HPA_ARENA_ARRAY(arena, int64_t, hpa_cuda_scan_scratch(plan->geometry.columns + 1));
@@ -341,7 +391,23 @@ static mask_search search_of(const hpa_plan *plan, const hpa_inputs *in, const h
     search.lists_offset = (int32_t)launch->lists_offset;
     search.far_lists = scratch->far_lists;
     search.far_lists_bytes = launch->far_lists_bytes;
+    search.span_lists = scratch->span_lists;
+    search.span_slots = span_slots_of(&plan->geometry);
+    search.span_words = (int32_t)launch->span_words;
+    search.shared_nodes =
+        (int32_t)(plan->geometry.beam_nodes - hpa_span_tail_nodes(&plan->geometry));
     return search;
+}
+
+/* Searches the shared levels of every span, or the rows. */
+static hpa_status launch_search(const mask_launch *launch, mask_search search, bool leaders,
+                                cudaStream_t stream)
+{
+    search.leaders = leaders;
+    search.work = leaders ? launch->span_lists : search.g.rows;
+    return hpa_cuda_launch("mask_build_kernel", launch->variant->launched,
+                           (unsigned)hpa_min(search.work, launch->blocks),
+                           (unsigned)launch->threads, (size_t)launch->shared_bytes, stream, search);
 }
 
 static hpa_status build(const hpa_plan *plan, const hpa_inputs *in, void *mask,
@@ -354,9 +420,9 @@ static hpa_status build(const hpa_plan *plan, const hpa_inputs *in, void *mask,
     const mask_scratch scratch = take_scratch(plan, &launch, &arena);
     const mask_search search = search_of(plan, in, &m, &launch, &scratch);
     HPA_TRY(hpa_mask_begin_cuda(&plan->geometry, in, &m, hpa_cuda_stream(exec)));
-    HPA_TRY(hpa_cuda_launch("mask_build_kernel", launch.variant->launched, (unsigned)launch.blocks,
-                            (unsigned)launch.threads, (size_t)launch.shared_bytes,
-                            hpa_cuda_stream(exec), search));
+    if (launch.span_lists > 0)
+        HPA_TRY(launch_search(&launch, search, true, hpa_cuda_stream(exec)));
+    HPA_TRY(launch_search(&launch, search, false, hpa_cuda_stream(exec)));
     if (!plan->geometry.training)
         return HPA_OK;
     return hpa_mask_transpose_cuda(&plan->geometry, &m, scratch.scan, hpa_cuda_stream(exec));

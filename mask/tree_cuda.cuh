@@ -21,6 +21,13 @@ struct mask_search {
     int32_t lists_offset;     /* bytes of shared memory before the lists, unless they are in ... */
     unsigned char *far_lists; /* ... scratch: far_lists_bytes for each block */
     int64_t far_lists_bytes;
+    uint32_t *span_lists; /* [mask_heads, span_slots, span_words], see span_cuda.cuh; null: no query
+                             blocks share levels */
+    int64_t span_slots;
+    int32_t span_words;
+    int32_t shared_nodes; /* kept at the last shared level, which leaves room for the tail's */
+    bool leaders;         /* work is the shared levels of every span, else it is the rows */
+    int64_t work;
 };
 
 /* The row that a block of threads works on. */
@@ -34,8 +41,27 @@ struct mask_row {
     /* hpa_candidate_block in 32 bits: candidate c is block shift + c, and gap more from left on. */
     int32_t shift, left, gap;
     int32_t last_key;
+    uint32_t *span_list; /* of the row's span, null where there are none */
     bool exists;
+    bool searches; /* else it keeps all of its candidates or none, or its span shares no level */
 };
+
+/* What follows from the row's sequence, mask head and query block. */
+__device__ __forceinline__ void describe_row(const mask_search &search, mask_row &row)
+{
+    const hpa_geometry &g = search.g;
+    const hpa_sequence &s = row.sequence;
+    row.sets = hpa_row_sets_of(&g, &s, row.query_block);
+    const int64_t queries = hpa_block_end(row.query_block, g.block_q, s.q_length) -
+                            hpa_block_begin(row.query_block, g.block_q);
+    row.sampled = (int32_t)hpa_ceil_div(queries, g.query_stride);
+    row.queries = row.sampled * (int32_t)g.mask_group;
+    row.shift = (int32_t)row.sets.sink_end;
+    row.left = (int32_t)row.sets.left;
+    row.gap = (int32_t)(row.sets.right_begin - row.sets.left - row.sets.sink_end);
+    row.last_key = (int32_t)s.kv_length - 1;
+    row.searches = g.tree_blocks > 0 && row.sets.candidates > g.tree_blocks;
+}
 
 /* The row that is searched as number `index` of the mask, counting slots that no sequence fills.
  * Query heads that read the same keys take turns, so that they find them in near caches. */
@@ -54,17 +80,8 @@ __device__ __forceinline__ mask_row find_mask_row(const mask_search &search, int
     row.exists = row.mask_head < g.mask_heads && row.query_block < s.query_blocks;
     if (row.mask_head < g.mask_heads)
         row.index = hpa_row_index(&g, &s, row.mask_head, row.query_block);
-    if (!row.exists)
-        return row;
-    row.sets = hpa_row_sets_of(&g, &s, row.query_block);
-    const int64_t queries = hpa_block_end(row.query_block, g.block_q, s.q_length) -
-                            hpa_block_begin(row.query_block, g.block_q);
-    row.sampled = (int32_t)hpa_ceil_div(queries, g.query_stride);
-    row.queries = row.sampled * (int32_t)g.mask_group;
-    row.shift = (int32_t)row.sets.sink_end;
-    row.left = (int32_t)row.sets.left;
-    row.gap = (int32_t)(row.sets.right_begin - row.sets.left - row.sets.sink_end);
-    row.last_key = (int32_t)s.kv_length - 1;
+    if (row.exists)
+        describe_row(search, row);
     return row;
 }
 
@@ -118,6 +135,7 @@ template <typename Score> struct tree_level {
     uint32_t tokens;     /* representatives of the widest child; others repeat their last */
     int32_t tokens_log2; /* -1 where it is no power of two */
     int32_t wanted;      /* rep_tokens or leaf_tokens */
+    int32_t kept;        /* children that go on, at most */
     bool last;           /* every child is one candidate, and its first half */
     bool fours;          /* and then, four representatives in a row are of one child */
 };
