@@ -21,6 +21,7 @@ namespace
 struct sm90_scratch {
     backward_scratch common; /* first, as the other kernels take it */
     uint8_t *queries_left, *keys_left;
+    unsigned long long *next_query_tile;
 };
 
 int64_t query_tiles_of(const hpa_geometry *g)
@@ -35,6 +36,7 @@ sm90_scratch take_sm90_scratch(const hpa_geometry *g, hpa_arena *arena)
     scratch.queries_left = HPA_ARENA_ARRAY(arena, uint8_t, 2 * query_tiles_of(g));
     scratch.keys_left = HPA_ARENA_ARRAY(
         arena, uint8_t, scratch.common.columns.most_pieces + scratch.common.columns.columns);
+    scratch.next_query_tile = HPA_ARENA_ARRAY(arena, unsigned long long, 1);
     return scratch;
 }
 
@@ -66,6 +68,8 @@ hpa_status launch_queries_sm90(const sm90_call &call, const sm90_arguments &x)
     CUtensorMap k_map, v_map;
     HPA_TRY(map_of(&k_map, "in.k", &call.in->k, g->packed, box_tokens));
     HPA_TRY(map_of(&v_map, "in.v", &call.in->v, g->packed, box_tokens));
+    HPA_TRY(hpa_cuda_status(
+        cudaMemsetAsync(x.next_query_tile, 0, sizeof(*x.next_query_tile), call.stream), call.name));
     HPA_TRY(hpa_cuda_launch(
         call.name, backward_queries_sm90_kernel<T, D>,
         dim3((unsigned)hpa_min(x.query_tiles, call.plan->cuda.multiprocessors)),
@@ -137,6 +141,7 @@ sm90_arguments arguments_of(const sm90_call &call)
             .queries_left = scratch.queries_left,
             .keys_left = scratch.keys_left,
             .query_tiles = query_tiles_of(g),
+            .next_query_tile = scratch.next_query_tile,
             .tiles_per_block = (int)(g->block_q / tile_queries),
             .scale = (float)g->scale,
             .scale_log2 = scale_log2_of(g),

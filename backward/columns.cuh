@@ -22,6 +22,11 @@ namespace
 #define MOST_PIECES 2048
 #define LEAST_CHUNK_QUERIES 8192
 
+/* A sequence's columns are taken head by head, as neighbours share queries; but the last key blocks of
+ * all its heads, about so many columns, come after all others, from the longest lists to the shortest,
+ * so that all multiprocessors end together. */
+#define LAST_COLUMNS 264
+
 struct piece {
     int64_t column;
     int32_t number, count; /* piece `number` of `count` of that column */
@@ -82,8 +87,11 @@ __device__ __forceinline__ bool find_key_column(const hpa_geometry &g, const hpa
     const int64_t local = column - g.heads_kv * c->sequence.column_start;
     if (local < 0 || local >= g.heads_kv * c->sequence.column_slots)
         return false;
-    c->kv_head = local / c->sequence.column_slots;
-    c->key_block = local % c->sequence.column_slots;
+    const int64_t slots = c->sequence.column_slots;
+    const int64_t early = slots - hpa_min(slots, hpa_ceil_div(LAST_COLUMNS, g.heads_kv));
+    const int64_t late = local - g.heads_kv * early;
+    c->kv_head = late < 0 ? local / early : late % g.heads_kv;
+    c->key_block = late < 0 ? local % early : early + late / g.heads_kv;
     return c->key_block < c->sequence.key_blocks;
 }
 

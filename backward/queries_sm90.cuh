@@ -5,8 +5,8 @@
  * One thread plans: it finds the next tile and writes down what the others need to know of it.
  * One warp fetches 64 keys at a time, k and v, into a ring of stages, from the end of the row's
  * list. Two warpgroups of 64 queries each take them out. Queries and dO wait in registers as left
- * operands, which spares shared memory their reading; so does ds. Thread blocks stay and take tile
- * after tile. */
+ * operands, which spares shared memory their reading; so does ds. Thread blocks stay and take the next
+ * tile whenever one is done: which of them has a tile does not matter to its sums. */
 #ifndef HPA_BACKWARD_QUERIES_SM90_CUH
 #define HPA_BACKWARD_QUERIES_SM90_CUH
 
@@ -96,8 +96,10 @@ __device__ void plan_all_queries(const sm90_arguments &x, queries_shared<D> &sha
 {
     stage_ring<query_jobs> at;
     bool last = false;
-    for (int64_t number = blockIdx.x; !last; number += gridDim.x) {
-        query_job job;
+    while (!last) {
+        barrier_wait(&shared.job_empty[at.stage], at.phase ^ 1);
+        const auto number = (int64_t)atomicAdd(x.next_query_tile, 1ull);
+        query_job &job = shared.job[at.stage];
         last = number >= x.query_tiles;
         if (last) {
             job.rows = 0;
@@ -105,8 +107,6 @@ __device__ void plan_all_queries(const sm90_arguments &x, queries_shared<D> &sha
             x.queries_left[2 * number] = x.queries_left[2 * number + 1] = 0;
             continue;
         }
-        barrier_wait(&shared.job_empty[at.stage], at.phase ^ 1);
-        shared.job[at.stage] = job;
         barrier_arrive(&shared.job_full[at.stage]);
         at.advance();
     }

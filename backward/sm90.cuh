@@ -17,6 +17,7 @@ struct sm90_arguments {
     uint8_t *queries_left;   /* [query_tiles][2]: 1 where 64 queries are left to the other kernels */
     uint8_t *keys_left;      /* [most_pieces + columns]: 1 where that column or piece of it is */
     int64_t query_tiles;
+    unsigned long long *next_query_tile; /* how many have been taken */
     int tiles_per_block; /* of 128 queries, in a query block */
     float scale, scale_log2;
     bool accumulate;
