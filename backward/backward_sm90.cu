@@ -65,7 +65,10 @@ hpa_status launch_queries_sm90(const sm90_call &call, const sm90_arguments &x)
     const hpa_geometry *g = &x.geometry;
     const auto box_tokens = (uint32_t)hpa_min(g->block_k, step_keys);
     const auto map_of = box_tokens == step_keys ? hpa_tma_rows_map_of : hpa_tma_map_of;
-    CUtensorMap k_map, v_map;
+    CUtensorMap q_map, d_out_map, k_map, v_map;
+    HPA_TRY(hpa_tma_rows_map_of(&q_map, "in.q", &call.in->q, g->packed, GROUP_ROWS));
+    HPA_TRY(hpa_tma_rows_map_of(&d_out_map, "grads.d_out", &call.grads->d_out, g->packed,
+                                GROUP_ROWS));
     HPA_TRY(map_of(&k_map, "in.k", &call.in->k, g->packed, box_tokens));
     HPA_TRY(map_of(&v_map, "in.v", &call.in->v, g->packed, box_tokens));
     HPA_TRY(hpa_cuda_status(
@@ -73,7 +76,8 @@ hpa_status launch_queries_sm90(const sm90_call &call, const sm90_arguments &x)
     HPA_TRY(hpa_cuda_launch(
         call.name, backward_queries_sm90_kernel<T, D>,
         dim3((unsigned)hpa_min(x.query_tiles, call.plan->cuda.multiprocessors)),
-        dim3(queries_threads), sizeof(queries_shared<D>), call.stream, x, k_map, v_map));
+        dim3(queries_threads), sizeof(queries_shared<D>), call.stream, x, q_map, d_out_map,
+        k_map, v_map));
     return call.others->queries(call.plan, call.mask, call.in, call.grads, call.exec,
                                 x.queries_left);
 }

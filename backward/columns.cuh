@@ -22,9 +22,9 @@ namespace
 #define MOST_PIECES 2048
 #define LEAST_CHUNK_QUERIES 8192
 
-/* A sequence's columns are taken head by head, as neighbours share queries; but the last key blocks of
- * all its heads, about so many columns, come after all others, from the longest lists to the shortest,
- * so that all multiprocessors end together. */
+/* A sequence's columns are taken head by head, as neighbours share queries; but the last key blocks
+ * of all its heads, about so many columns, come after all others, from the longest lists to the
+ * shortest, so that all multiprocessors end together. */
 #define LAST_COLUMNS 264
 
 struct piece {
@@ -172,10 +172,12 @@ __global__ void __launch_bounds__(128)
         x.plan.pieces[first + n] = {column, (int32_t)n, (int32_t)count};
 }
 
+#define JOIN_THREADS 512
+
 /* dk and dv of the split columns: each piece's block adds up its share of the rows, over all the
  * column's pieces in their order. */
 template <typename T>
-__global__ void __launch_bounds__(128)
+__global__ void __launch_bounds__(JOIN_THREADS)
     join_columns_kernel(const __grid_constant__ column_arguments x)
 {
     using sum_type = sum_of<T>;
@@ -188,22 +190,25 @@ __global__ void __launch_bounds__(128)
     if (!find_key_column(g, x.mask, own.column, &c))
         return;
     const int64_t first_piece = number - own.number;
+    const int64_t pieces = hpa_min(own.count, x.plan.most_pieces - first_piece);
     const int64_t keys = hpa_min(g.block_k, c.sequence.kv_length - c.key_block * g.block_k);
     const int64_t share = hpa_ceil_div(keys * g.head_dim, own.count);
-    const int64_t end = hpa_min(keys * g.head_dim, (own.number + 1) * share);
+    const auto begin = (uint32_t)(own.number * share), columns = (uint32_t)g.head_dim;
+    const auto end = (uint32_t)hpa_min(keys * g.head_dim, (own.number + 1) * share);
     const sum_type *sums =
         static_cast<const sum_type *>(x.plan.sums) + first_piece * x.plan.sums_each;
     for (int is_dv = 0; is_dv < 2; is_dv++) {
         const tensor_rows &rows = is_dv ? x.dv : x.dk;
         if (!rows.data)
             continue;
-        for (int64_t i = own.number * share + threadIdx.x; i < end; i += 128) {
+        T *const first = row_at<T>(rows, c.sequence.batch, c.kv_head, c.sequence.kv_start,
+                                   c.key_block * g.block_k);
+        for (uint32_t i = begin + threadIdx.x; i < end; i += JOIN_THREADS) {
             sum_type sum = 0;
-            for (int64_t n = 0; n < own.count && first_piece + n < x.plan.most_pieces; n++)
+#pragma unroll 4
+            for (int64_t n = 0; n < pieces; n++)
                 sum += sums[n * x.plan.sums_each + is_dv * g.block_k * g.head_dim + i];
-            T *to = row_at<T>(rows, c.sequence.batch, c.kv_head, c.sequence.kv_start,
-                              c.key_block * g.block_k + i / g.head_dim) +
-                    i % g.head_dim;
+            T *to = first + i / columns * rows.strides.token + i % columns;
             *to = from_sum<T>(x.accumulate ? to_sum(*to) + sum : sum);
         }
     }
@@ -222,7 +227,7 @@ hpa_status launch_split_columns(const column_arguments &x, cudaStream_t stream)
 template <typename T> hpa_status launch_join_columns(const column_arguments &x, cudaStream_t stream)
 {
     return hpa_cuda_launch("backward_join_columns", join_columns_kernel<T>,
-                           grid_of(x.plan.most_pieces), dim3(128), 0, stream, x);
+                           grid_of(x.plan.most_pieces), dim3(JOIN_THREADS), 0, stream, x);
 }
 
 } // namespace

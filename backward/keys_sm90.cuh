@@ -179,8 +179,8 @@ template <int D> struct key_sums {
     bool not_finite;            /* a step with hidden pairs had such a value */
 };
 
-/* lse or delta of the thread's two queries of each 8. Of a step of 64 they are loaded ahead, while the
- * products that they wait for are under way; for 128 registers do not suffice. */
+/* lse or delta of the thread's two queries of each 8. Of a step of 64 they are loaded ahead, while
+ * the products that they wait for are under way; for 128 registers do not suffice. */
 template <int n, bool is_delta> struct query_stats {
     static constexpr bool is_ahead = n <= 32;
     const stats_pair *stats; /* of the thread's first query */
@@ -259,7 +259,7 @@ struct whole_steps {
 
 /* A warpgroup's way along the ring of stages. */
 template <int D, int halves> struct stage_walk {
-    static constexpr int stride = 3 - halves; /* the other warpgroup has every other stage of 64 keys */
+    static constexpr int stride = 3 - halves; /* 64 keys: every other stage is the other's */
     stage_ring<keys_shared<D, halves>::stages> at;
     uint32_t queries, full; /* addresses: of q in stage 0, of the barriers of stage 0 */
     uint32_t q, next_q;     /* of q in this stage and in the next, uniform */
@@ -334,7 +334,7 @@ __device__ __forceinline__ void add_step(const sm90_arguments &x, keys_shared<D,
     wgmma_wait<0>();
     wgmma_hold(sums.dv);
     wgmma_hold(sums.dk);
-    release_stage(w.full + (uint32_t)(sizeof(shared.full) + stage * sizeof(uint64_t)));
+    leave_stage(w.full + (uint32_t)(sizeof(shared.full) + stage * sizeof(uint64_t)));
 }
 
 /* Adds the other warpgroup's share: the first warpgroup ends with all of dk, the second with dv. */
@@ -443,7 +443,7 @@ __global__ void __launch_bounds__(keys_threads, 1)
         barrier_init(&shared.keys_full, 1);
         for (int stage = 0; stage < shared.stages; stage++) {
             barrier_init(&shared.full[stage], 1);
-            barrier_init(&shared.empty[stage], 4 * halves);
+            barrier_init(&shared.empty[stage], 128 * halves);
         }
         barrier_init_fence();
     }

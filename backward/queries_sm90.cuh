@@ -4,9 +4,10 @@
  *
  * One thread plans: it finds the next tile and writes down what the others need to know of it.
  * One warp fetches 64 keys at a time, k and v, into a ring of stages, from the end of the row's
- * list. Two warpgroups of 64 queries each take them out. Queries and dO wait in registers as left
- * operands, which spares shared memory their reading; so does ds. Thread blocks stay and take the next
- * tile whenever one is done: which of them has a tile does not matter to its sums. */
+ * list. Two warpgroups of 64 queries each take them out. Before a tile's keys come its queries and
+ * dO, a stage for each: they are kept in registers as left operands, which spares shared memory
+ * their reading, as it does with ds. Thread blocks stay and take the next tile whenever one is done:
+ * which of them has a tile does not matter to its sums. */
 #ifndef HPA_BACKWARD_QUERIES_SM90_CUH
 #define HPA_BACKWARD_QUERIES_SM90_CUH
 
@@ -26,15 +27,14 @@ inline constexpr int query_jobs = 2; /* tiles of queries: this one and the next 
  * or halves of blocks longer than a step. */
 struct query_job {
     int64_t number;
-    const void *q, *d_out; /* its first rows */
-    void *dq;
+    void *dq; /* its first row */
     const stats_pair *stats;
     const int32_t *blocks; /* that it keeps, ascending */
     int boxes, steps;
     int rows;       /* queries; 0: there are no more tiles */
     int first_sees; /* keys that the first query sees, before the limit of ... */
     int keys;       /* ... how many there are */
-    int kv_token, kv_head, batch;
+    int token, head, kv_token, kv_head, batch; /* of the first query, of key 0 */
 };
 
 /* How steps are cut into boxes. */
@@ -59,6 +59,7 @@ template <int D> struct queries_shared {
     int32_t last_key[stages];               /* of the step; INT_MAX where a box has no block */
     uint64_t job_full[query_jobs], job_empty[query_jobs];
     query_job job[query_jobs];
+    alignas(16) stats_pair stats[query_jobs][tile_queries];
 };
 
 /* The planner: one thread. */
@@ -74,8 +75,6 @@ __device__ __forceinline__ bool plan_queries(const sm90_arguments &x, int64_t nu
     const hpa_sequence &s = tile.sequence;
     const key_boxes boxes = key_boxes_of(g);
     job->number = number;
-    job->q = row_at<const T>(x.q, s.batch, tile.head, s.q_start, tile.begin);
-    job->d_out = row_at<const T>(x.d_out, s.batch, tile.head, s.q_start, tile.begin);
     job->dq = row_at<T>(x.dq, s.batch, tile.head, s.q_start, tile.begin);
     job->stats = x.stats + slot_of_query(g, s, tile.head, tile.begin);
     job->blocks = x.mask.row_blocks + tile.mask_row * g.capacity;
@@ -85,6 +84,8 @@ __device__ __forceinline__ bool plan_queries(const sm90_arguments &x, int64_t nu
     job->rows = (int)(tile.end - tile.begin);
     job->first_sees = (int)(g.causal ? hpa_key_position(&s, tile.begin) + 1 : s.kv_length);
     job->keys = (int)s.kv_length;
+    job->token = (int)(s.q_start + tile.begin);
+    job->head = (int)tile.head;
     job->kv_token = (int)s.kv_start;
     job->kv_head = (int)(tile.head / g.group);
     job->batch = g.packed ? 0 : (int)s.batch;
@@ -150,6 +151,27 @@ __device__ __forceinline__ int key_of(const key_walk &walk, int place)
            ((box & ((1 << per_block_shift) - 1)) << walk.box_shift);
 }
 
+/* A stage of q or dO: 64 rows of the tile for each warpgroup, in the places of k and v. stats: where
+ * those of the tile go; NULL: not with this stage. */
+template <int D>
+__device__ __forceinline__ void fetch_queries(queries_shared<D> &shared,
+                                              stage_ring<queries_shared<D>::stages> &at,
+                                              const query_job &job, const CUtensorMap *map,
+                                              stats_pair *stats)
+{
+    if (threadIdx.x == 0) {
+        uint64_t *full = &shared.full[at.stage];
+        const uint32_t stats_bytes = stats ? sizeof(shared.stats[0]) : 0;
+        barrier_wait(&shared.empty[at.stage], at.phase ^ 1);
+        barrier_arrive_expect(full, 2 * step_key_bytes<D> + stats_bytes);
+        tma_load_rows(shared.k[at.stage], map, full, job.token, job.head, job.batch);
+        tma_load_rows(shared.v[at.stage], map, full, job.token + GROUP_ROWS, job.head, job.batch);
+        if (stats)
+            bulk_load(stats, job.stats, stats_bytes, full);
+    }
+    at.advance();
+}
+
 /* One box of a step. One that fills the step comes in one piece, or else panel by panel. */
 template <int D>
 __device__ __forceinline__ void fetch_box(queries_shared<D> &shared, int stage,
@@ -205,6 +227,7 @@ __device__ __forceinline__ void push_keys(queries_shared<D> &shared,
 
 template <int D>
 __device__ void produce_keys(const sm90_arguments &x, queries_shared<D> &shared,
+                             const CUtensorMap *q_map, const CUtensorMap *d_out_map,
                              const CUtensorMap *k_map, const CUtensorMap *v_map)
 {
     stage_ring<queries_shared<D>::stages> at;
@@ -214,7 +237,12 @@ __device__ void produce_keys(const sm90_arguments &x, queries_shared<D> &shared,
         if (job.rows == 0)
             return;
         const key_walk walk = key_walk_of(x, job);
-        release_stage(&shared.job_empty[job_at.stage]);
+        if (walk.steps > 0) {
+            fetch_queries(shared, at, job, q_map, shared.stats[job_at.stage]);
+            fetch_queries(shared, at, job, d_out_map, nullptr);
+            __syncwarp();
+        }
+        leave_stage(&shared.job_empty[job_at.stage]);
 #pragma unroll 1
         for (int place = 0; place < walk.steps * walk.per_step; place += 32) {
             const int mine = key_of(walk, place + (int)threadIdx.x);
@@ -240,34 +268,43 @@ __device__ __forceinline__ int last_key_of(const sm90_arguments &x, const query_
     return (int)hpa_min(sees, job.keys) - 1;
 }
 
-/* Left operand of 64 rows from global memory; rows past the tile repeat its last. */
-template <typename T, int D>
-__device__ __forceinline__ void load_left(uint32_t (&left)[D / 16][4], const T *rows,
-                                          int64_t token_stride, int row, int last_row)
+/* A warpgroup's way along the ring of stages. */
+template <int D> struct ring_walk {
+    stage_ring<queries_shared<D>::stages> at;
+    uint32_t keys, full, empty; /* addresses: of k in stage 0, of the barriers of stage 0 */
+    uint32_t k, next_k;         /* of k in this stage and in the next, uniform */
+    int group;
+    bool not_finite; /* a step with hidden pairs had such a key */
+};
+
+/* The warpgroup's rows of the walk's stage, as left operand. */
+template <int D>
+__device__ __forceinline__ void take_left(queries_shared<D> &shared, ring_walk<D> &w,
+                                          uint32_t (&left)[D / 16][4])
 {
-    const int pair = (int)threadIdx.x % 4 * 2;
+    const uint32_t lane = threadIdx.x % 32, row = threadIdx.x % 128 / 32 * 16 + lane % 16;
+    const uint32_t rows = w.keys + w.at.stage * step_key_bytes<D> +
+                          w.group * (uint32_t)sizeof(shared.k) + row * 128;
+    barrier_wait(w.full + w.at.stage * (uint32_t)sizeof(uint64_t), w.at.phase);
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-        const T *at = rows + min(row + 8 * half, last_row) * token_stride + pair;
-#pragma unroll
-        for (int d = 0; d < D / 16; d++) {
-            left[d][half] = *reinterpret_cast<const uint32_t *>(at + 16 * d);
-            left[d][2 + half] = *reinterpret_cast<const uint32_t *>(at + 16 * d + 8);
-        }
-    }
+    for (int d = 0; d < D / 16; d++)
+        load_matrices(left[d], rows + d / 4 * (GROUP_ROWS * 128) +
+                                   ((d % 4 * 2 + lane / 16) ^ row % 8) * 16);
+    leave_stage(w.empty + w.at.stage * (uint32_t)sizeof(uint64_t));
+    w.at.advance();
 }
 
-template <typename T, int D>
-__device__ __forceinline__ void load_queries(const sm90_arguments &x, const query_job &job,
-                                             query_operands<D> &own, int row)
+/* stats: of the tile. */
+template <int D>
+__device__ __forceinline__ void take_queries(const sm90_arguments &x, const query_job &job,
+                                             const stats_pair *stats, queries_shared<D> &shared,
+                                             ring_walk<D> &w, query_operands<D> &own, int row)
 {
-    load_left<T, D>(own.q, static_cast<const T *>(job.q), x.q.strides.token, row, job.rows - 1);
-    load_left<T, D>(own.d_out, static_cast<const T *>(job.d_out), x.d_out.strides.token, row,
-                    job.rows - 1);
+    take_left(shared, w, own.q);
+    own.stats[0] = stats[row];
+    own.stats[1] = stats[row + 8];
+    take_left(shared, w, own.d_out);
     own.all_see = last_key_of(x, job, row / GROUP_ROWS * GROUP_ROWS);
-#pragma unroll
-    for (int half = 0; half < 2; half++)
-        own.stats[half] = job.stats[min(row + 8 * half, job.rows - 1)];
 }
 
 /* p = exp(scale s - lse) in place of s. */
@@ -309,15 +346,6 @@ __device__ __forceinline__ void hide_keys_of_step(float (&ds)[n], const sm90_arg
                 ds[4 * c + i] = 0;
     }
 }
-
-/* A warpgroup's way along the ring of stages. */
-template <int D> struct ring_walk {
-    stage_ring<queries_shared<D>::stages> at;
-    uint32_t keys, full, empty; /* addresses: of k in stage 0, of the barriers of stage 0 */
-    uint32_t k, next_k;         /* of k in this stage and in the next, uniform */
-    int group;
-    bool not_finite; /* a step with hidden pairs had such a key */
-};
 
 /* Waits for the stage after this one, if there is to be one. weights: to be made before. The
  * compiler would sink their making below the wait for the very products that are to hide it, so the
@@ -374,7 +402,7 @@ __device__ __forceinline__ void walk_keys(const sm90_arguments &x, queries_share
         pack_sums<T>(left, s);
     };
     const auto release = [&](int stage) {
-        release_stage(w.empty + stage * (uint32_t)sizeof(uint64_t));
+        leave_stage(w.empty + stage * (uint32_t)sizeof(uint64_t));
     };
     barrier_wait(&shared.full[w.at.stage], w.at.phase);
     w.k = uniform(w.keys + w.at.stage * step_key_bytes<D>);
@@ -442,7 +470,7 @@ __device__ void consume_keys(const sm90_arguments &x, queries_shared<D> &shared)
         const int steps = (int)uniform((uint32_t)job.steps);
         if (steps > 0) {
             query_operands<D> own;
-            load_queries<T, D>(x, job, own, row);
+            take_queries(x, job, shared.stats[job_at.stage], shared, w, own, row);
             walk_keys<T, D>(x, shared, w, job, steps, own, dq);
         }
         const bool left = named_barrier_or(1 + group, 128, w.not_finite);
@@ -452,13 +480,15 @@ __device__ void consume_keys(const sm90_arguments &x, queries_shared<D> &shared)
             store_group_rows(static_cast<T *>(job.dq) + group * GROUP_ROWS * x.dq.strides.token,
                              x.dq.strides.token, rows - group * GROUP_ROWS, dq, x.scale,
                              x.accumulate);
-        release_stage(&shared.job_empty[job_at.stage]);
+        leave_stage(&shared.job_empty[job_at.stage]);
     }
 }
 
 template <typename T, int D>
 __global__ void __launch_bounds__(queries_threads, 1)
     backward_queries_sm90_kernel(const __grid_constant__ sm90_arguments x,
+                                 const __grid_constant__ CUtensorMap q_map,
+                                 const __grid_constant__ CUtensorMap d_out_map,
                                  const __grid_constant__ CUtensorMap k_map,
                                  const __grid_constant__ CUtensorMap v_map)
 {
@@ -469,11 +499,11 @@ __global__ void __launch_bounds__(queries_threads, 1)
         require_panel_alignment(raw);
         for (int stage = 0; stage < shared.stages; stage++) {
             barrier_init(&shared.full[stage], 1);
-            barrier_init(&shared.empty[stage], 8); /* warps */
+            barrier_init(&shared.empty[stage], 256); /* consumers */
         }
         for (int stage = 0; stage < query_jobs; stage++) {
             barrier_init(&shared.job_full[stage], 1);
-            barrier_init(&shared.job_empty[stage], 9); /* and the producer */
+            barrier_init(&shared.job_empty[stage], 256 + 32); /* and the producer */
         }
         barrier_init_fence();
     }
@@ -481,7 +511,7 @@ __global__ void __launch_bounds__(queries_threads, 1)
     if (threadIdx.x < 128) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
         if (threadIdx.x < 32)
-            produce_keys<D>(x, shared, &k_map, &v_map);
+            produce_keys<D>(x, shared, &q_map, &d_out_map, &k_map, &v_map);
         else if (threadIdx.x == 32)
             plan_all_queries<T>(x, shared);
     } else {

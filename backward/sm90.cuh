@@ -29,6 +29,14 @@ __device__ __forceinline__ float weight_of(float score, float scale_log2, float 
     return exp2_fast(fmaf(score, scale_log2, -lse));
 }
 
+/* This thread has read what the barrier guards. Each arrives for itself, which takes no longer than
+ * __syncwarp and one arrival a warp, and leaves no order of accesses to be taken on trust.
+ * barrier: its address in shared memory, or a pointer. */
+template <typename Barrier> __device__ __forceinline__ void leave_stage(Barrier barrier)
+{
+    barrier_arrive(barrier);
+}
+
 /* factor * sums[64, D] of a warpgroup, rounded, to the first `rows` of the rows at `to`. */
 template <typename T, int n>
 __device__ __forceinline__ void store_group_rows(T *to, int64_t token_stride, int rows,
