@@ -1,9 +1,10 @@
 /* The forward pass on Hopper: f16 and bf16, head_dim 64 and 128, block_q 128 and 256.
  *
  * A tile is 128 queries of one head. Blocks of threads stay and take tile after tile. In each, one
- * warp plans: it finds the next tile and writes down what the others need to know of it. One warp
- * fetches: it walks the row's list of kept blocks from its end, 128 keys at a time (128 / block_k
- * blocks, one box each), into a ring of stages. Two warpgroups of 64 queries each take them out:
+ * warp plans: it finds the next tile and writes down what the others need to know of it. Two warps
+ * fetch, one queries and keys, one values: they walk the row's list of kept blocks from its end, 128
+ * keys at a time (128 / block_k blocks, one box each), into rings of stages. Two warpgroups of 64
+ * queries each take them out:
  *
  *     S = Q K^T      P = exp2(S * scale - shift)      O = O + P V
  *
@@ -44,7 +45,7 @@ template <int head_dim> __device__ void init_all_barriers(shared_memory<head_dim
     init_barriers(shared.v_full, 1);
     init_barriers(shared.v_empty, consumer_warps);
     init_barriers(shared.job_full, 1);
-    init_barriers(shared.job_empty, consumer_warps + 1);
+    init_barriers(shared.job_empty, consumer_warps + fetching_warps);
     barrier_init_fence();
 }
 
@@ -66,8 +67,10 @@ __global__ void __launch_bounds__(threads, 1)
     if (threadIdx.x < 128) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
         if (threadIdx.x / 32 == 0)
-            fetch<head_dim>(x, shared, &q_map, &k_map, &v_map);
+            fetch_list<head_dim, true>(x, shared, &q_map, &k_map);
         else if (threadIdx.x / 32 == 1)
+            fetch_list<head_dim, false>(x, shared, nullptr, &v_map);
+        else if (threadIdx.x / 32 == 2)
             plan_tiles<head_dim>(x, shared);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");

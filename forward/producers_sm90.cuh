@@ -1,4 +1,4 @@
-/* The two warps of the Hopper forward that work ahead: one plans the tiles of queries, the other fetches
+/* The three warps of the Hopper forward that work ahead: one plans the tiles of queries, the others fetch
  * what they need. */
 #ifndef HPA_FORWARD_PRODUCERS_SM90_CUH
 #define HPA_FORWARD_PRODUCERS_SM90_CUH
@@ -79,7 +79,7 @@ __device__ void plan_tiles(const forward_arguments &x, shared_memory<head_dim> &
     }
 }
 
-/* The fetching warp. */
+/* The fetching warps: one for queries and keys, one for values. */
 
 template <int head_dim>
 __device__ __forceinline__ void fetch_queries(shared_memory<head_dim> &shared,
@@ -95,6 +95,49 @@ __device__ __forceinline__ void fetch_queries(shared_memory<head_dim> &shared,
     __syncwarp();
 }
 
+/* What a fetching warp needs to know of a tile of queries. */
+struct key_list {
+    const int32_t *blocks; /* past their end */
+    int in_first; /* blocks of the first tile of keys, which takes what the others leave over */
+    int key_tiles;
+    int token, head, batch; /* of key 0 */
+};
+
+__device__ __forceinline__ key_list key_list_of(const forward_arguments &x, const tile_job &job)
+{
+    return {job.blocks + job.length,
+            job.length - (job.key_tiles - 1) * x.boxes,
+            job.key_tiles,
+            job.kv_token,
+            job.kv_head,
+            job.batch};
+}
+
+/* First key of box number lane of tile n from the end of the list, -1 where there is none. */
+__device__ __forceinline__ int find_key(const forward_arguments &x, const key_list &list, int n)
+{
+    const int lane = threadIdx.x % 32;
+    const int count = n >= list.key_tiles ? 0 : n == 0 ? list.in_first : x.boxes;
+    if (lane >= count)
+        return -1;
+    return __ldg(list.blocks - list.in_first - n * x.boxes + lane) << x.block_k_log2;
+}
+
+/* Boxes of one tile of K or V, each by one lane, which knows its first token. */
+template <int head_dim>
+__device__ __forceinline__ void fetch_boxes(const forward_arguments &x, unsigned char *operand,
+                                            const CUtensorMap *map, uint64_t *full,
+                                            const key_list &list, int token)
+{
+    const int lane = threadIdx.x % 32;
+    if (lane < x.boxes)
+#pragma unroll
+        for (int panel = 0; panel < head_dim / HPA_TMA_COLUMNS; panel++)
+            tma_load(operand + panel * panel_bytes + lane * x.block_k * 128, map, full,
+                     panel * HPA_TMA_COLUMNS, token, list.head, list.batch);
+    __syncwarp();
+}
+
 /* Writes down what the boxes of a tile of K are; lane n knows the first key of box n. The lane that
  * arrives at the barrier writes. */
 __device__ __forceinline__ void name_boxes(const forward_arguments &x, int32_t *names, int key)
@@ -106,80 +149,45 @@ __device__ __forceinline__ void name_boxes(const forward_arguments &x, int32_t *
     }
 }
 
-/* Boxes of one tile of K or V. A box without a block repeats the first: its scores are hidden, and
- * what is read is finite when the row's own keys are. */
-template <int head_dim>
-__device__ __forceinline__ void fetch_keys(const forward_arguments &x, unsigned char *operand,
-                                           const CUtensorMap *map, uint64_t *full,
-                                           const tile_job &job, int key)
+/* The keys of all tiles, and their queries, or else the values. A box without a block repeats the
+ * first: its scores are hidden, and what is read is finite when the row's own keys are. */
+template <int head_dim, bool keys>
+__device__ void fetch_list(const forward_arguments &x, shared_memory<head_dim> &shared,
+                           const CUtensorMap *q_map, const CUtensorMap *map)
 {
-    const int lane = threadIdx.x % 32;
-    if (lane == 0)
-        barrier_arrive_expect(full, shared_memory<head_dim>::operand_bytes);
-    const int first = __shfl_sync(0xffffffffu, key, 0);
-    for (int box = 0; box < x.boxes; box++) {
-        const int of_box = __shfl_sync(0xffffffffu, key, box);
-        const int token = job.kv_token + (of_box < 0 ? first : of_box);
-        if (lane == 0)
-#pragma unroll
-            for (int panel = 0; panel < head_dim / HPA_TMA_COLUMNS; panel++)
-                tma_load(operand + panel * panel_bytes + box * x.block_k * 128, map, full,
-                         panel * HPA_TMA_COLUMNS, token, job.kv_head, job.batch);
-    }
-    __syncwarp();
-}
-
-/* First key of box number lane of tile n from the end of the list, -1 where there is none. The first
- * tile takes what the others leave over. */
-__device__ __forceinline__ int find_key(const forward_arguments &x, const tile_job &job, int n)
-{
-    const int lane = threadIdx.x % 32;
-    const int in_first = job.length - (job.key_tiles - 1) * x.boxes;
-    const int count = n >= job.key_tiles ? 0 : n == 0 ? in_first : x.boxes;
-    if (lane >= count)
-        return -1;
-    return __ldg(job.blocks + job.length - in_first - n * x.boxes + lane) << x.block_k_log2;
-}
-
-template <int head_dim>
-__device__ void fetch(const forward_arguments &x, shared_memory<head_dim> &shared,
-                      const CUtensorMap *q_map, const CUtensorMap *k_map, const CUtensorMap *v_map)
-{
-    const int lane = threadIdx.x % 32;
-    stage_ring<shared_memory<head_dim>::stages> k_at, v_at;
+    stage_ring<shared_memory<head_dim>::stages> at;
     stage_ring<shared_memory<head_dim>::q_stages> q_at;
-    for (stage_ring<jobs> at;; at.advance()) {
-        barrier_wait(&shared.job_full[at.stage], at.phase);
-        const tile_job &job = shared.job[at.stage];
-        const int key_tiles = job.key_tiles;
-        if (key_tiles < 0)
+    for (stage_ring<jobs> job_at;; job_at.advance()) {
+        barrier_wait(&shared.job_full[job_at.stage], job_at.phase);
+        const tile_job &job = shared.job[job_at.stage];
+        const key_list list = key_list_of(x, job);
+        if (list.key_tiles < 0)
             return;
-        int key = find_key(x, job, 0), key_before = -1;
-        if (key_tiles > 0) {
+        int key = find_key(x, list, 0);
+        if (keys && list.key_tiles > 0) {
             barrier_wait(&shared.q_empty[q_at.stage], q_at.phase ^ 1);
             fetch_queries<head_dim>(shared, q_map, job, q_at.stage);
             q_at.advance();
         }
-        for (int n = 0; n <= key_tiles && key_tiles > 0; n++) {
-            const int key_after = find_key(x, job, n + 1);
-            if (n < key_tiles) {
-                barrier_wait(&shared.k_empty[k_at.stage], k_at.phase ^ 1);
-                name_boxes(x, names_at<head_dim>(shared, k_at), key);
-                fetch_keys<head_dim>(x, shared.k[k_at.stage], k_map, &shared.k_full[k_at.stage],
-                                     job, key);
-                k_at.advance();
-            }
-            if (n > 0) {
-                barrier_wait(&shared.v_empty[v_at.stage], v_at.phase ^ 1);
-                fetch_keys<head_dim>(x, shared.v[v_at.stage], v_map, &shared.v_full[v_at.stage],
-                                     job, key_before);
-                v_at.advance();
-            }
-            key_before = key;
-            key = key_after;
+        release_stage(&shared.job_empty[job_at.stage]);
+#pragma unroll 1
+        for (int n = 0; n < list.key_tiles; n++, at.advance()) {
+            uint64_t *full = keys ? &shared.k_full[at.stage] : &shared.v_full[at.stage];
+            const int first = __shfl_sync(0xffffffffu, key, 0);
+            const int token = list.token + (key < 0 ? first : key);
+            barrier_wait(keys ? &shared.k_empty[at.stage] : &shared.v_empty[at.stage],
+                         at.phase ^ 1);
+            if (threadIdx.x % 32 == 0)
+                barrier_expect(full, shared.operand_bytes);
+            __syncwarp(); /* the wait may have parted the lanes */
+            fetch_boxes<head_dim>(x, keys ? shared.k[at.stage] : shared.v[at.stage], map, full,
+                                  list, token);
+            if (keys)
+                name_boxes(x, names_at<head_dim>(shared, at), key);
+            if (threadIdx.x % 32 == 0)
+                barrier_arrive(full);
+            key = find_key(x, list, n + 1);
         }
-        if (lane == 0)
-            barrier_arrive(&shared.job_empty[at.stage]);
     }
 }
 

@@ -13,6 +13,7 @@ constexpr int tile_keys = 128;
 constexpr int group_queries = 64; /* of one warpgroup */
 constexpr int consumer_threads = 256;
 constexpr int consumer_warps = consumer_threads / 32;
+constexpr int fetching_warps = 2; /* of the other four */
 constexpr int threads = 128 + consumer_threads;
 constexpr int most_boxes = tile_keys / 16;   /* blocks of keys in a tile */
 constexpr int panel_bytes = tile_keys * 128; /* 128 rows of 64 elements; queries likewise */

@@ -74,9 +74,13 @@ struct query_tile {
     int64_t mask_row;
 };
 
-/* Query tile number `work` of heads_q * row_slots * tiles_per_block, in an order that keeps the
- * query heads of a key/value head together; false where the slot has no queries. The last blocks,
- * which see the most, come first. */
+/* 16-bit elements of a sequence's k and v that stay in a large device's L2 cache. */
+#define CACHED_KEY_ELEMENTS (1 << 24)
+
+/* Query tile number `work` of heads_q * row_slots * tiles_per_block; false where the slot has no
+ * queries. The last blocks, which see the most, come first: of all heads while k and v stay in cache
+ * throughout, since thread blocks that take every n-th tile then share out long ones and short ones
+ * alike; or else of one key/value head after another. Its query heads are always together. */
 __device__ __forceinline__ bool find_query_tile(const hpa_geometry &g, const hpa_mask &m,
                                                 int64_t work, int tiles_per_block,
                                                 int queries_per_tile, query_tile *tile)
@@ -87,16 +91,18 @@ __device__ __forceinline__ bool find_query_tile(const hpa_geometry &g, const hpa
     const int64_t batch = hpa_batch_of_row(&g, m.cu_seqlens_q, work / per_slot * g.mask_heads);
     const hpa_sequence s = sequence_of(g, m, batch);
     const int64_t local = work - s.row_start * per_slot;
-    const int64_t per_block = g.group * tiles_per_block;
-    const int64_t per_kv_head = s.row_slots * per_block;
-    if (local < 0 || local >= per_kv_head * g.heads_kv)
+    if (local < 0 || local >= s.row_slots * per_slot)
         return false;
-    const int64_t in_kv_head = local % per_kv_head;
+    const int64_t per_block = g.group * tiles_per_block;
+    const int64_t number = local / per_block, in_block = local % per_block;
+    const bool across_heads = 2 * s.kv_length * g.heads_kv * g.head_dim <= CACHED_KEY_ELEMENTS;
+    const int64_t slot = across_heads ? number / g.heads_kv : number % s.row_slots;
+    const int64_t kv_head = across_heads ? number % g.heads_kv : number / s.row_slots;
     tile->sequence = s;
-    tile->query_block = s.row_slots - 1 - in_kv_head / per_block;
-    tile->head = local / per_kv_head * g.group + in_kv_head % per_block / tiles_per_block;
+    tile->query_block = s.row_slots - 1 - slot;
+    tile->head = kv_head * g.group + in_block / tiles_per_block;
     const int64_t block_begin = hpa_block_begin(tile->query_block, g.block_q);
-    tile->begin = block_begin + in_kv_head % tiles_per_block * queries_per_tile;
+    tile->begin = block_begin + in_block % tiles_per_block * queries_per_tile;
     tile->end = hpa_min(hpa_block_end(tile->query_block, g.block_q, s.q_length),
                         tile->begin + queries_per_tile);
     tile->mask_row = hpa_row_index(&g, &s, tile->head / g.mask_group, tile->query_block);
