@@ -3,6 +3,7 @@
 #include "core/cpu/kernels.h"
 #include "core/desc.h"
 #include "core/plan.h"
+#include "mask/rules.h"
 
 #include <inttypes.h>
 #include <omp.h>
@@ -70,22 +71,33 @@ static const char *why_these(const hpa_plan *plan)
     return "";
 }
 
+/* "" or how many levels of the longest search are shared. */
+static void describe_span(const hpa_geometry *g, int64_t key_blocks, char *text, size_t size)
+{
+    const int64_t shared = hpa_shared_levels(g, key_blocks);
+    text[0] = 0;
+    if (shared > 0)
+        snprintf(text, size, ", %" PRId64 " of them for %" PRId64 " rows at once", shared,
+                 g->search_span);
+}
+
 static void describe(hpa_plan *plan)
 {
-    char device[160];
+    char device[160], span[64];
     describe_device(plan, device, sizeof device);
     const hpa_geometry *g = &plan->geometry;
     const int64_t key_blocks = hpa_ceil_div(g->seq_kv, g->block_k);
     const bool searches = g->tree_blocks > 0 && key_blocks > g->tree_blocks;
     const int64_t levels = searches ? hpa_tree_levels(key_blocks, g->beam_nodes) : 0;
+    describe_span(g, key_blocks, span, sizeof span);
     snprintf(plan->description, sizeof plan->description,
              "device: %s\n"
              "kernels: %s, %s, %s%s\n"
              "mask: %" PRId64 " rows of at most %" PRId64 " blocks, search of at most %" PRId64
-             " levels, %zu bytes\n",
+             " levels%s, %zu bytes\n",
              device, plan->mask->name, plan->forward->name,
              plan->backward ? plan->backward->name : "no backward (training is false)",
-             why_these(plan), g->rows, g->capacity, levels, plan->sizes.mask);
+             why_these(plan), g->rows, g->capacity, levels, span, plan->sizes.mask);
 }
 
 /* Rows times blocks of a row can exceed 64 bits, long after they exceed any memory. */
