@@ -336,6 +336,27 @@ START_TEST(plans_describe_themselves)
 }
 END_TEST
 
+START_TEST(plans_describe_shared_levels)
+{
+    static const int32_t spans[] = {0, 1, 8, 16};
+    for (int n = 0; n < 4; n++) {
+        hpa_desc desc = test_desc(); /* 2048 key blocks, 32 nodes: 6 levels */
+        desc.seq_q = desc.seq_kv = 131072;
+        desc.search_span = spans[n];
+        hpa_plan *plan;
+        assert_ok(hpa_plan_create(&plan, &desc));
+        const char *text = hpa_plan_describe(plan);
+        ck_assert_msg(strstr(text, "6 levels") != NULL, "%s", text);
+        ck_assert_msg(!strstr(text, "of them for") == (spans[n] == 1), "%s", text);
+        if (spans[n] != 1)
+            ck_assert_msg(
+                strstr(text, spans[n] == 16 ? "3 of them for 16 rows" : "3 of them for 8 rows"),
+                "%s", text);
+        hpa_plan_destroy(plan);
+    }
+}
+END_TEST
+
 /* Calls. One problem, all of whose calls would succeed; each test spoils one argument. */
 
 typedef struct calls {
@@ -893,6 +914,7 @@ static Suite *contract_suite(void)
     tcase_add_test(t, plans_say_their_sizes);
     tcase_add_test(t, masks_grow_with_the_length);
     tcase_add_test(t, plans_describe_themselves);
+    tcase_add_test(t, plans_describe_shared_levels);
     t = test_add_case(suite, "calls", 20);
     tcase_add_loop_test(t, good_calls_succeed, 0, 2);
     tcase_add_loop_test(t, null_structures_are_named, 0, 2);
