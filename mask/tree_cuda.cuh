@@ -214,12 +214,15 @@ __device__ __forceinline__ void find_representative(const mask_search &search, c
     *key = min((block << search.block_k_log2) + in_block, row.last_key);
 }
 
+#define MOST_WARPS 16 /* of a block */
+
 /* Shared by the threads that choose. */
 struct choice {
     int32_t histogram[256];
     int32_t digit, above, equal; /* the digit of the last child kept, children above it and at it */
     int32_t kept, children;
-    int32_t of_warp[32];
+    int32_t of_warp[MOST_WARPS];
+    uint32_t lowest[MOST_WARPS], highest[MOST_WARPS]; /* scores of each warp */
 };
 
 /* Which children are kept: those above `lowest`, and the first `ties` of those equal to it. */
@@ -356,70 +359,71 @@ __device__ __forceinline__ int32_t sum_of_warps(int32_t of_this_warp, int32_t *t
     return before;
 }
 
-/* Of the kept children, which are more than wanted because the last of them are equal, the first of
- * those: better says how many children are better than this thread's. */
-__device__ __forceinline__ bool break_ties(bool keep, int32_t better, int32_t wanted,
-                                           choice *shared)
+/* The best `keep` of n, where each thread has the score of one: by bisection. */
+__device__ __forceinline__ cut<uint32_t> bisect_cut(uint32_t mine, bool exists, int32_t n,
+                                                    int32_t keep, choice *shared)
 {
-    const uint32_t before = (1u << threadIdx.x % 32) - 1;
+    if (n <= keep)
+        return {0, INT32_MAX};
+    const uint32_t lowest = __reduce_min_sync(0xffffffffu, exists ? mine : UINT32_MAX);
+    const uint32_t highest = __reduce_max_sync(0xffffffffu, exists ? mine : 0);
+    if (threadIdx.x % 32 == 0) {
+        shared->lowest[threadIdx.x / 32] = lowest;
+        shared->highest[threadIdx.x / 32] = highest;
+    }
     __syncthreads();
-    if (threadIdx.x == 0)
-        shared->equal = 0;
-    __syncthreads();
-    if (keep)
-        atomicMax(&shared->equal, better);
-    __syncthreads();
-    const int32_t above = shared->equal;
-    const bool tied = keep && better == above;
-    const uint32_t ties = __ballot_sync(0xffffffffu, tied);
-    int32_t total;
-    const int32_t earlier = sum_of_warps(__popc(ties), &total, shared) + __popc(ties & before);
-    __syncthreads();
-    return keep && (!tied || above + earlier < wanted);
+    uint32_t low = UINT32_MAX, high = 0; /* the keep-th best is one of low ... high */
+    for (uint32_t warp = 0; warp < blockDim.x / 32; warp++) {
+        low = min(low, shared->lowest[warp]);
+        high = max(high, shared->highest[warp]);
+    }
+    int32_t above_high = 0;
+    while (low < high) {
+        const uint32_t middle = low + (high - low) / 2;
+        const int32_t above = __syncthreads_count(exists && mine > middle);
+        if (above == keep)
+            return {middle, 0};
+        if (above > keep) {
+            low = middle + 1;
+        } else {
+            high = middle;
+            above_high = above;
+        }
+    }
+    return {low, keep - above_high};
 }
 
-/* add_up, find_cut and keep_and_split for at most as many children as the block has threads: a
- * child is kept when fewer than `wanted` are better. Leaves zeros for the halves of the next level,
- * and returns its number of children. */
+/* Is the thread's child one of the first limit.ties of those that score limit.lowest? */
+__device__ __forceinline__ bool is_early_tie(bool tied, cut<uint32_t> limit, choice *shared)
+{
+    const uint32_t ties = __ballot_sync(0xffffffffu, tied);
+    int32_t total;
+    const int32_t in_warps = sum_of_warps(__popc(ties), &total, shared);
+    __syncthreads();
+    return tied && in_warps + __popc(ties & ((1u << threadIdx.x % 32) - 1)) < limit.ties;
+}
+
+/* add_up, find_cut and keep_and_split for at most as many children as the block has threads. Leaves
+ * zeros for the halves of the next level, and returns its number of children. */
 __device__ __forceinline__ int32_t choose_at_once(const tree_level<uint32_t> &level, int32_t wanted,
                                                   const next_level<uint32_t> &next,
                                                   int32_t list_room, choice *shared)
 {
-    /* Where there are threads enough, two look at a child, and the first of them speaks for it. */
-    const int32_t n_children = level.n_children;
-    const int32_t sharers = 2 * n_children <= (int32_t)blockDim.x ? 2 : 1;
-    const int32_t i = (int32_t)threadIdx.x / sharers, part = (int32_t)threadIdx.x % sharers;
-    const uint32_t before = (1u << threadIdx.x % 32) - 1;
-    const bool there = i < n_children, exists = there && part == 0;
-    const uint32_t left = there ? level.halves[2 * i] : 0;
-    const uint32_t right = there ? level.halves[2 * i + 1] : 0;
-    const uint32_t mine = there ? max(level.score[i], max(left, right)) : 0;
-    const int32_t begin = exists ? level.begin[i] : 0, size = exists ? level.size[i] : 0;
-    __syncwarp(); /* both have read the score */
-    if (part == 0 && i < (n_children + 3) / 4 * 4)
-        level.score[i] = mine;
-    __syncthreads();
+    const int32_t i = (int32_t)threadIdx.x, n_children = level.n_children;
+    const bool exists = i < n_children;
     uint32_t *const halves = level.halves; /* level is the next one's once all have come past */
-    int32_t better = 0;
-#pragma unroll 8
-    for (int32_t n = 4 * part; n < n_children; n += 4 * sharers) {
-        /* Past the last are zeros. */
-        const uint4 four = *reinterpret_cast<const uint4 *>(level.score + n);
-        better += (four.x > mine) + (four.y > mine) + (four.z > mine) + (four.w > mine);
-    }
-    if (sharers == 2)
-        better += __shfl_xor_sync(0xffffffffu, better, 1);
-    bool keep = exists && better < wanted;
+    const uint32_t left = exists ? halves[2 * i] : 0, right = exists ? halves[2 * i + 1] : 0;
+    const uint32_t mine = exists ? max(level.score[i], max(left, right)) : 0;
+    const int32_t begin = exists ? level.begin[i] : 0, size = exists ? level.size[i] : 0;
+    const cut<uint32_t> limit = bisect_cut(mine, exists, n_children, wanted, shared);
+    bool keep = exists && mine > limit.lowest;
+    if (n_children > wanted && limit.ties > 0)
+        keep |= is_early_tie(exists && mine == limit.lowest, limit, shared);
+    const uint32_t before = (1u << threadIdx.x % 32) - 1;
+    const uint32_t kept = __ballot_sync(0xffffffffu, keep);
+    const uint32_t twice = __ballot_sync(0xffffffffu, keep && size > 1);
     int32_t total;
-    uint32_t kept = __ballot_sync(0xffffffffu, keep);
-    uint32_t twice = __ballot_sync(0xffffffffu, keep && size > 1);
-    int32_t at = sum_of_warps(__popc(kept) + (__popc(twice) << 16), &total, shared);
-    if ((total & 0xffff) > wanted) {
-        keep = break_ties(keep, better, wanted, shared);
-        kept = __ballot_sync(0xffffffffu, keep);
-        twice = __ballot_sync(0xffffffffu, keep && size > 1);
-        at = sum_of_warps(__popc(kept) + (__popc(twice) << 16), &total, shared);
-    }
+    const int32_t at = sum_of_warps(__popc(kept) + (__popc(twice) << 16), &total, shared);
     if (keep)
         put_child(next, (at & 0xffff) + (at >> 16) + __popc(kept & before) + __popc(twice & before),
                   begin, size, left, right);
