@@ -1,6 +1,6 @@
-# What optim_demo/positions and optim_demo/sweep make of numbers: buckets of positions with their
-# standard errors, means of a log of the program, and the settings that none is faster and better
-# than.
+# What optim_demo/positions, sweep and recall make of numbers: buckets of positions with their standard
+# errors, means of a log of the program, the settings that none is faster and better than, and the
+# table of what was recalled.
 . "$(dirname "$0")/common.sh"
 demo=$2
 
@@ -35,4 +35,18 @@ printf '%s\n' options,recalls,recalled '--preset fast,100,0.5000' > recall.csv
 "$demo/sweep" table . > got || fail "sweep table"
 grep -qF '| `--preset fast` | +0.2000 | 50% | 6.00 ms | 1.00 ms | 10.0% |' got ||
     fail "row: $(cat got)"
+
+mkdir scores
+for name in {dense,faithful,balanced,window}-16384 \
+    {dense,faithful-256,faithful,window}-131072; do
+    for when in before after; do
+        printf '%s\n' bytes_back,recalls,accuracy 512,1234,0.25 >"scores/$name-$when.csv"
+        echo "held-out loss 1.5000 nats a byte, all of it" >"scores/$name-$when.txt"
+    done
+done
+printf '%s\n' bytes_back,recalls,accuracy 65536,77,0.5 >scores/faithful-256-131072-after.csv
+"$demo/recall" table scores > got || fail "recall table"
+grep -qF '| 512 to 1,023 | 1,234 | 25 / 25% | 25 / 25% | 25 / 25% | 25 / 25% |' got &&
+    grep -qF '| 65,536 to 131,071 | 77 | 0 / 0% | 0 / 50% | 0 / 0% |' got &&
+    grep -qF '| held-out loss | | 1.5000 / 1.5000 |' got || fail "recalled: $(cat got)"
 exit 0
