@@ -26,7 +26,7 @@ hpa_desc hpa_desc_default(void)
         .rep_tokens = 4,
         .leaf_tokens = 8,
         .query_stride = 1,
-        .search_span = 0,
+        .search_span = 1,
         .training = true,
     };
 }
@@ -48,9 +48,9 @@ static const struct {
     int32_t block_q, block_k, beam, rep_tokens, leaf_tokens, query_stride, search_span;
     bool share_heads;
 } presets[] = {
-    [HPA_PRESET_FAST] = {128, 128, 2, 4, 16, 1, 0, true},
-    [HPA_PRESET_BALANCED] = {128, 64, 2, 4, 8, 1, 0, false},
-    [HPA_PRESET_FAITHFUL] = {128, 64, 2, 32, 64, 1, 0, false},
+    [HPA_PRESET_FAST] = {128, 128, 2, 4, 16, 1, 1, true},
+    [HPA_PRESET_BALANCED] = {128, 64, 2, 4, 8, 1, 1, false},
+    [HPA_PRESET_FAITHFUL] = {128, 64, 2, 32, 64, 1, 1, false},
 };
 
 hpa_status hpa_desc_set_preset(hpa_desc *desc, hpa_preset preset)
@@ -131,7 +131,7 @@ static hpa_status check_search(const hpa_desc *desc)
     HPA_TRY(check_range("rep_tokens", desc->rep_tokens, 1, INT32_MAX));
     HPA_TRY(check_range("leaf_tokens", desc->leaf_tokens, 1, INT32_MAX));
     HPA_TRY(check_range("query_stride", desc->query_stride, 1, INT32_MAX));
-    return check_range("search_span", desc->search_span, 0, 64);
+    return check_range("search_span", desc->search_span, 1, 64);
 }
 
 static hpa_status check_device(const hpa_desc *desc)

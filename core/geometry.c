@@ -11,16 +11,6 @@ static int64_t window_capacity(const hpa_geometry *g)
     return g->causal ? one_side : 2 * one_side;
 }
 
-/* 0: chosen by what was measured. Where a node is judged by few of its keys and is long, neighbours
- * lose nothing by sharing; where many are looked at, each would have found single keys that its
- * neighbour does not look for. */
-static int64_t search_span(const hpa_desc *desc)
-{
-    if (desc->search_span > 0)
-        return desc->search_span;
-    return desc->rep_tokens <= 4 && desc->block_k >= 64 ? 8 : 1;
-}
-
 hpa_geometry hpa_geometry_of(const hpa_desc *desc)
 {
     hpa_geometry g = {
@@ -41,7 +31,7 @@ hpa_geometry hpa_geometry_of(const hpa_desc *desc)
         .rep_tokens = desc->rep_tokens,
         .leaf_tokens = desc->leaf_tokens,
         .query_stride = desc->query_stride,
-        .search_span = search_span(desc),
+        .search_span = desc->search_span,
         .scale = desc->scale > 0 ? desc->scale : 1 / sqrt((double)desc->head_dim),
         .causal = desc->causal,
         .packed = desc->packed,

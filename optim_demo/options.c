@@ -95,9 +95,9 @@ static const option_row rows[] = {
      "keys scored for a node at the last level"},
     {"query-stride", WHOLE, FIELD(attention.query_stride), 1, 256, "1",
      "every how many queries of a block take part in the search"},
-    {"search-span", WHOLE, FIELD(attention.search_span), 0, 64, "0",
+    {"search-span", WHOLE, FIELD(attention.search_span), 1, 64, "1",
      "neighbouring blocks of queries that share the coarse levels of the search, which\nthere are "
-     "where the context is many times top-k. 0: the library's choice"},
+     "where the context is many times top-k: faster, worse"},
     {"share-heads", FLAG, FIELD(attention.share_heads), 0, 0, NULL,
      "one mask for all query heads of a key/value head"},
     {"mask-refresh", WHOLE, FIELD(mask_refresh), 1, BILLION, "1",

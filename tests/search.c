@@ -218,16 +218,10 @@ static double *score_tokens(const test_problem *p, const test_row *row, const do
 /* Levels that every row does itself, and the candidates that they tell apart: 2^3. */
 enum { OWN_LEVELS = 3, NODE_CANDIDATES = 8 };
 
-static int64_t span_of(const hpa_desc *desc)
-{
-    const bool usually_shared = desc->rep_tokens <= 4 && desc->block_k >= 64;
-    return desc->search_span > 0 ? desc->search_span : usually_shared ? 8 : 1;
-}
-
 /* How many nodes the candidates take that the last row of a span has and its first does not. */
 static int64_t tail_nodes(const hpa_desc *desc)
 {
-    const int64_t queries = (span_of(desc) - 1) * desc->block_q;
+    const int64_t queries = (int64_t)(desc->search_span - 1) * desc->block_q;
     const int64_t blocks = (queries + desc->block_k - 1) / desc->block_k;
     return (blocks + NODE_CANDIDATES - 1) / NODE_CANDIDATES;
 }
@@ -236,10 +230,10 @@ int64_t test_shared_levels(const test_problem *p, int64_t r)
 {
     const int64_t W = p->desc.beam * test_tree_blocks(&p->desc);
     const int64_t tail = tail_nodes(&p->desc);
-    if (!p->desc.causal || span_of(&p->desc) == 1 || W == 0 || 2 * tail > W)
+    if (!p->desc.causal || p->desc.search_span == 1 || W == 0 || 2 * tail > W)
         return 0;
     test_row row = test_row_at(p, r);
-    test_row first = test_row_at(p, r - row.query_block % span_of(&p->desc));
+    test_row first = test_row_at(p, r - row.query_block % p->desc.search_span);
     const int64_t levels = level_count(first.candidate_count, W);
     test_row_free(&row);
     test_row_free(&first);
@@ -252,7 +246,7 @@ static int64_t span_nodes(const test_problem *p, int64_t r, const test_row *row,
                           const double *k, node *nodes)
 {
     const int64_t W = p->desc.beam * test_tree_blocks(&p->desc);
-    test_row first = test_row_at(p, r - row->query_block % span_of(&p->desc));
+    test_row first = test_row_at(p, r - row->query_block % p->desc.search_span);
     double *token_scores = score_tokens(p, &first, q, k);
     int64_t count = first_nodes(first.candidate_count, W, nodes);
     count = run_levels(p, &first, token_scores, test_shared_levels(p, r), false,

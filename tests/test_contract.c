@@ -59,7 +59,7 @@ START_TEST(the_defaults_are_those_of_the_header)
     ck_assert(d.seq_q == 0 && d.seq_kv == 0 && !d.packed && d.total_q == 0 && d.total_kv == 0);
     ck_assert(d.causal && d.scale == 0 && d.block_q == 128 && d.block_k == 64 && d.top_k == 1024);
     ck_assert(d.sink == 64 && d.window == 512 && d.beam == 2 && d.rep_tokens == 4);
-    ck_assert(d.leaf_tokens == 8 && d.query_stride == 1 && d.search_span == 0);
+    ck_assert(d.leaf_tokens == 8 && d.query_stride == 1 && d.search_span == 1);
     ck_assert(!d.share_heads && d.training);
     ck_assert(!d.allow_nondeterministic && !d.reference);
 }
@@ -94,7 +94,7 @@ START_TEST(presets_set_the_search_and_nothing_else)
         d.struct_size = other.struct_size = sizeof d;
         assert_ok(hpa_desc_set_preset(&d, presets[n]));
         ck_assert(d.block_q > 0 && d.block_k > 0 && d.beam > 0 && d.rep_tokens > 0);
-        ck_assert(d.leaf_tokens > 0 && d.query_stride > 0 && d.search_span == 0);
+        ck_assert(d.leaf_tokens > 0 && d.query_stride > 0 && d.search_span > 0);
         other.block_q = d.block_q, other.block_k = d.block_k, other.beam = d.beam;
         other.rep_tokens = d.rep_tokens, other.leaf_tokens = d.leaf_tokens;
         other.query_stride = d.query_stride, other.search_span = d.search_span;
@@ -196,7 +196,7 @@ START_TEST(bad_fields_are_named)
     BAD_FIELD(rep_tokens, int32_t, HPA_INVALID_ARGUMENT, 0, -1, INT32_MIN);
     BAD_FIELD(leaf_tokens, int32_t, HPA_INVALID_ARGUMENT, 0, -1, INT32_MIN);
     BAD_FIELD(query_stride, int32_t, HPA_INVALID_ARGUMENT, 0, -1, INT32_MIN);
-    BAD_FIELD(search_span, int32_t, HPA_INVALID_ARGUMENT, 65, -1, INT32_MIN, INT32_MAX);
+    BAD_FIELD(search_span, int32_t, HPA_INVALID_ARGUMENT, 0, 65, -1, INT32_MIN, INT32_MAX);
 }
 END_TEST
 
@@ -338,8 +338,8 @@ END_TEST
 
 START_TEST(plans_describe_shared_levels)
 {
-    static const int32_t spans[] = {0, 1, 8, 16};
-    for (int n = 0; n < 4; n++) {
+    static const int32_t spans[] = {1, 8, 16};
+    for (int n = 0; n < 3; n++) {
         hpa_desc desc = test_desc(); /* 2048 key blocks, 32 nodes: 6 levels */
         desc.seq_q = desc.seq_kv = 131072;
         desc.search_span = spans[n];

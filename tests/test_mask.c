@@ -208,40 +208,6 @@ START_TEST(the_cases_share_levels_or_not_as_they_say)
 }
 END_TEST
 
-/* search_span 0: 8 where few keys are looked at and blocks are large, else 1. */
-START_TEST(the_span_is_chosen_by_representatives_and_blocks)
-{
-    static const struct {
-        int32_t rep_tokens, block_k, chosen, other;
-    } choices[] = {{4, 64, 8, 1}, {1, 128, 8, 1}, {5, 64, 1, 8}, {4, 32, 1, 8}, {64, 16, 1, 8}};
-    for (size_t n = 0; n < sizeof choices / sizeof choices[0]; n++) {
-        hpa_desc desc = search_desc(2600, choices[n].block_k);
-        desc.heads_q = 1;
-        desc.block_q = 16;
-        desc.block_k = choices[n].block_k;
-        desc.rep_tokens = choices[n].rep_tokens;
-        desc.beam = 2;
-        desc.search_span = 0;
-        test_problem p;
-        test_problem_new(&p, &desc, TEST_BHSD, NULL, NULL);
-        test_problem_fill(&p, n, TEST_NORMAL);
-        test_build(&p);
-        for (int which = 0; which < 2; which++) {
-            desc.search_span = which ? choices[n].other : choices[n].chosen;
-            test_problem set;
-            test_problem_copy(&set, &p, &desc, TEST_BHSD);
-            test_build(&set);
-            const bool alike = test_statistics(&set).fingerprint == test_statistics(&p).fingerprint;
-            assert_that(alike == (which == 0),
-                        "rep_tokens %d, block_k %d: the mask is %s of span %d", desc.rep_tokens,
-                        desc.block_k, alike ? "that" : "not that", desc.search_span);
-            test_problem_free(&set);
-        }
-        test_problem_free(&p);
-    }
-}
-END_TEST
-
 START_TEST(a_long_sequence_gives_the_mask_of_the_algorithm)
 {
     hpa_desc desc = test_desc();
@@ -889,7 +855,6 @@ static Suite *mask_suite(void)
     tcase_add_loop_test(t, random_problems_give_the_mask_of_the_algorithm, 0, 40);
     tcase_add_loop_test(t, random_spans_give_the_mask_of_the_algorithm, 0, 20);
     tcase_add_test(t, the_cases_share_levels_or_not_as_they_say);
-    tcase_add_test(t, the_span_is_chosen_by_representatives_and_blocks);
     tcase_add_test(t, a_long_sequence_gives_the_mask_of_the_algorithm);
     tcase_add_test(t, top_k_of_the_whole_sequence_keeps_all_that_is_visible);
     tcase_add_loop_test(t, scoring_every_token_keeps_the_blocks_of_highest_maximum, 0, 30);

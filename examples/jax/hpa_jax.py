@@ -68,7 +68,7 @@ class Knobs(NamedTuple):
     rep_tokens: int = 4
     leaf_tokens: int = 8
     query_stride: int = 1
-    search_span: int = 0
+    search_span: int = 1
     causal: bool = True
     share_heads: bool = False
 

@@ -203,9 +203,8 @@ typedef struct hpa_desc {
     int32_t leaf_tokens;  /* the same for a node at the last level, block_k: every key */
     int32_t query_stride; /* every how many queries of a block take part in the search */
     int32_t search_span;  /* neighbouring query blocks that share the coarse levels of the search,
-                             which the first of them does: 1 to 64, 1: each searches for itself.
-                             0: 8 where rep_tokens <= 4 and block_k >= 64, else 1. Not causal:
-                             each does, whatever is set */
+                             which the first of them does, faster and worse: 1 to 64, 1: each
+                             searches for itself, as it does, whatever is set, when not causal */
     bool share_heads;     /* one mask for all query heads of a key/value head, not one for each */
 
     bool training;               /* the mask carries its transpose, which hpa_backward needs */
@@ -215,7 +214,7 @@ typedef struct hpa_desc {
 
 /* One causal f32 sequence with one head of 64 on the CPU, training on, and the default knobs:
  * block_q 128, block_k 64, top_k 1024, sink 64, window 512, beam 2, rep_tokens 4, leaf_tokens 8,
- * query_stride 1, search_span 0, share_heads off. Set the lengths. */
+ * query_stride 1, search_span 1, share_heads off. Set the lengths. */
 HPA_API hpa_desc hpa_desc_default(void);
 
 /* How carefully to search: settings of the knobs that trade quality against time. Behind each what

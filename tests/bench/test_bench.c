@@ -196,7 +196,7 @@ static const struct {
     {"--preset best", "--preset best"},
     {"--rep-tokens 0", "--rep-tokens 0"},
     {"--query-stride 1000", "--query-stride 1000"},
-    {"--search-span 65", "--search-span 65"},
+    {"--search-span 0", "--search-span 0"},
 #ifdef HPA_WITH_CUDA
     {"--backend cuda", "HPA_NO_DEVICE"}, /* the environment hides it */
 #else
