@@ -7,9 +7,9 @@
  * are kept. A key that scores high is so found in log2(candidates / W) steps without looking at
  * all the others.
  *
- * While the ranges are long, neighbouring blocks of queries want much the same ones. With search_span
- * above 1 all levels but the last three are therefore searched once for so many neighbours, with the
- * queries of the first of them: a later one must not choose for an earlier one. What the later ones
+ * While the ranges are long, neighbouring blocks of queries can share them, which is faster and finds
+ * less. With search_span above 1 all levels but the last three are searched once for so many of them,
+ * with the queries of the first: a later one must not choose for an earlier one. What the later ones
  * see besides, their tail, joins them before the last three levels, which each block of queries
  * searches itself. (Here each does the common levels over again; mask_cpu.c does them once.)
  *

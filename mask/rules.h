@@ -70,9 +70,9 @@ HPA_HOST_DEVICE int64_t hpa_node_middle(int64_t begin, int64_t end)
     return begin + (end - begin + 1) / 2;
 }
 
-/* Neighbouring query blocks choose much the same at the coarse levels, where a node is thousands of
- * tokens long. In causal mode the first block of a span searches these for all its blocks; each then
- * searches the last HPA_OWN_LEVELS itself, which tell HPA_NODE_MOST candidates of a node apart.
+/* Neighbouring query blocks can share the coarse levels, where a node is thousands of tokens long. In
+ * causal mode the first block of a span searches these for all its blocks; each then searches the
+ * last HPA_OWN_LEVELS itself, which tell HPA_NODE_MOST candidates of a node apart.
  * Candidate n is the same key block for all of them: a later query block has the candidates of the
  * first, and a tail of more. */
 #define HPA_OWN_LEVELS 3
