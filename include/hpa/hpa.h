@@ -219,12 +219,12 @@ HPA_API hpa_desc hpa_desc_default(void);
 
 /* How carefully to search: settings of the knobs that trade quality against time. Behind each what
  * the README measures at 16,384 tokens, 19% of the pairs kept: by how many nats a model's loss is
- * above that with dense attention, how many planted keys it recalls (dense: 90%), and the time of
- * mask, forward and backward (dense: 33.8 ms). */
+ * above that with dense attention, how many planted keys it recalls (dense: 98%), and the time of
+ * mask, forward and backward (dense: 28.5 ms). */
 typedef enum hpa_preset {
-    HPA_PRESET_FAST = 1,     /* the cheapest search: +0.007, 32%, 9.5 ms */
-    HPA_PRESET_BALANCED = 2, /* the knobs of hpa_desc_default: +0.001, 41%, 9.8 ms */
-    HPA_PRESET_FAITHFUL = 3  /* closest to dense attention: -0.001, 86%, 11.9 ms */
+    HPA_PRESET_FAST = 1,     /* the cheapest search: +0.007, 41%, 7.6 ms */
+    HPA_PRESET_BALANCED = 2, /* the knobs of hpa_desc_default: +0.001, 47%, 8.0 ms */
+    HPA_PRESET_FAITHFUL = 3  /* closest to dense attention: -0.001, 97%, 10.1 ms */
 } hpa_preset;
 
 /* Sets block_q, block_k, beam, rep_tokens, leaf_tokens, query_stride, search_span and share_heads,
