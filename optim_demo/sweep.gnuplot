@@ -5,8 +5,8 @@ set output folder . "/sweep.png"
 set datafile separator ","
 set grid
 set logscale x 2
-set xrange [6.5:38]
-set xtics (8, 10, 12, 16, 20, 24, 32)
+set xrange [5:38]
+set xtics (6, 8, 10, 12, 16, 20, 24, 32)
 set key outside right top
 set lmargin 10
 set rmargin 24
@@ -35,7 +35,7 @@ plot folder . "/front.csv" using 4:3 with lines linewidth 2 linecolor "#c0c0c0" 
 unset key
 set xlabel "milliseconds of mask, forward and backward, all layers, 4 x 16,384 bytes"
 set ylabel "recalled, of keys 2,048 to 16,383 bytes back"
-set yrange [0:100]
+set yrange [0:104]
 set format y "%.0f%%"
 plot for [n = 1:words(knobs)] rows using 4:(is(word(knobs, n), percent($7))) with points \
          pointsize 1.1 pointtype n + 3 linecolor n title word(knobs, n), \
