@@ -66,6 +66,7 @@ static __device__ nodes_found search_tree(const mask_search &search, const mask_
     if (row.span_list && !search.leaders)
         n_children = begin_with_shared(row, lists.begin[0], lists.size[0]);
     int64_t widest = HPA_NODE_MOST;
+    const bool regular = n_children == 0;
     if (n_children == 0) {
         n_children = first_children(g, row.sets.candidates, lists.begin[0], lists.size[0]);
         widest = hpa_ceil_div(row.sets.candidates, hpa_first_nodes(&g, row.sets.candidates));
@@ -95,6 +96,9 @@ static __device__ nodes_found search_tree(const mask_search &search, const mask_
                 level.kept = last ? (int32_t)g.tree_blocks : search.shared_nodes;
             level.last = last;
             level.fours = last && tokens % 4 == 0;
+            describe_plain(search, row, level);
+            /* Sizes of children, but for those of a span's rows, differ by one at most. */
+            level.whole = last || (tokens > 2 && (widest <= 2 || (widest > tokens && regular)));
         }
         score_level<Scores>(search, row, level, queries_are_there, shared);
         queries_are_there = row.queries <= search.query_room;
@@ -131,10 +135,9 @@ static __device__ void write_found(const mask_search &search, const mask_row &ro
 }
 
 #define SHARED_ALIGNMENT 1024 /* of panels in the 128-byte swizzle */
-#define THREADS_EACH 512      /* of a multiprocessor, whose registers hold no more of them */
 
 template <typename Scores>
-static __global__ void __launch_bounds__(Scores::threads, THREADS_EACH / Scores::threads)
+static __global__ void __launch_bounds__(Scores::threads, Scores::threads_each / Scores::threads)
     mask_build_kernel(const __grid_constant__ mask_search search)
 {
     extern __shared__ __align__(16) unsigned char unaligned[];
@@ -180,6 +183,7 @@ struct mask_variant {
     void (*launched)(mask_search);
     int query_bytes; /* of one query in shared memory; 0: a padded row of head_dim */
     int least_threads, most_threads;
+    int threads_each;   /* of a multiprocessor, whose registers hold no more of them */
     int query_multiple; /* queries are padded to a multiple of this */
     int warp_bytes;     /* of shared memory, that each warp has to itself */
 };
@@ -192,7 +196,7 @@ static hpa_status mask_build_cuda(const hpa_plan *plan, const hpa_inputs *in, vo
     {                                                                                       \
         {name, scratch_bytes, mask_build_cuda}, dtype, head_dim, queries, sm90a,            \
             mask_build_kernel<Scores>, query_bytes, Scores::least_threads, Scores::threads, \
-            Scores::query_multiple, warp_bytes                                              \
+            Scores::threads_each, Scores::query_multiple, warp_bytes                        \
     }
 #define SM90(dtype, T, steps)                                                        \
     VARIANT("mask_sm90", dtype, 32 * steps, 48, true, SINGLE(sm90_scores<T, steps>), \
@@ -278,7 +282,7 @@ static int64_t choose_threads(const hpa_plan *plan, const mask_variant *variant,
     for (int64_t t = variant->least_threads; t <= variant->most_threads; t += 128) {
         const int64_t bytes = without_keys + keys_bytes(plan, variant, t);
         const int64_t fit = hpa_max(1, plan->cuda.shared_bytes_each / bytes);
-        const int64_t blocks = hpa_min(fit, THREADS_EACH / t);
+        const int64_t blocks = hpa_min(fit, variant->threads_each / t);
         if (blocks * t > busiest) {
             busiest = blocks * t;
             best = t;

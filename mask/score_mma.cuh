@@ -65,7 +65,8 @@ __device__ __forceinline__ const T *find_keys(const mask_search &search, const m
 /* STEPS: head_dim / 32, rounded up to what there is. */
 template <typename T, int STEPS, int GROUPS> struct mma_scores {
     using score = uint32_t;
-    static constexpr int threads = 512; /* at most */
+    static constexpr int threads_each = 512; /* of a multiprocessor */
+    static constexpr int threads = 512;      /* at most */
     static constexpr int least_threads = 128;
     static constexpr int query_bytes = 64 * STEPS;
     static constexpr int query_multiple = 16;

@@ -33,6 +33,7 @@ template <typename T> struct simt_scores {
     using score = typename lane_arithmetic<T>::score;
     using unit = typename lane_arithmetic<T>::unit;
     static constexpr int unit_size = lane_arithmetic<T>::unit_size;
+    static constexpr int threads_each = 512; /* of a multiprocessor */
     static constexpr int threads = 256;
     static constexpr int least_threads = 256;
     static constexpr int query_multiple = 4; /* a warp takes so many at a time */

@@ -9,12 +9,17 @@
 #define HPA_MASK_SCORE_SM90_CUH
 
 #include "core/cuda/wgmma.cuh"
+#include "mask/plain_sm90.cuh"
 #include "mask/score_mma.cuh"
 
 /* STEPS: head_dim / 32, rounded up to what there is. */
 template <typename T, int STEPS> struct sm90_scores {
     using score = uint32_t;
-    static constexpr int threads = 512; /* at most */
+    /* Queries of one product. Fewer sums let more threads run on a multiprocessor, where its shared
+     * memory has room for their queries. */
+    static constexpr int columns = STEPS <= 2 ? 64 : 128;
+    static constexpr int threads_each = STEPS <= 2 ? 768 : 512;         /* of a multiprocessor */
+    static constexpr int threads = threads_each / (STEPS <= 2 ? 2 : 1); /* of a block, at most */
     static constexpr int least_threads = 128;
     static constexpr int panels = (STEPS + 1) / 2;
     static constexpr int query_bytes = 128 * panels;
@@ -165,9 +170,11 @@ template <typename T, int STEPS> struct sm90_scores {
     multiply(const mask_search &search, uint32_t queries, int32_t count,
              const uint32_t (&left)[2 * STEPS][4], float (&best)[2], const F &meanwhile)
     {
-        if (!ALL && count < 128) {
+        if (columns == 64 || (!ALL && count < 128)) {
             meanwhile();
-            multiply_half(queries, search.query_room, left, best);
+#pragma unroll 1
+            for (int32_t first = 0; first < (columns == 64 ? count : 64); first += 64)
+                multiply_half(queries + (uint32_t)first * 128, search.query_room, left, best);
             return;
         }
         float sums[64];
@@ -207,11 +214,196 @@ template <typename T, int STEPS> struct sm90_scores {
             atomicMax(&level.halves[owner], ordered_bits(mine));
     }
 
+    /* Plain levels. The row in shared memory for number 0 ... 15 of a warp's: so the two rows of a
+     * lane in a product, n and 8 + n, are neighbours among the numbers, and mostly of one half. */
+    static __device__ __forceinline__ uint32_t plain_row(uint32_t number)
+    {
+        return number % 2 * 8 + number / 2;
+    }
+
+    /* The keys of two tiles, even and odd, lie in the last unit of rows, which holds no key: those
+     * of rows 4 n ... 4 n + 3 in row n or 4 + n. */
+    static __device__ __forceinline__ uint32_t place_of_keys(uint32_t rows, uint32_t odd,
+                                                             uint32_t p)
+    {
+        return rows + (4 * odd + p / 4) * key_pitch + units * 16 + p % 4 * 4;
+    }
+
+    /* A lane copies one unit of turns rows that follow each other. */
+    static constexpr int turns = keys_of_warp / rows_of_turn;
+
+    static __device__ __forceinline__ void fetch_plain(const mask_search &search, uint64_t column,
+                                                       uint32_t to, uint32_t keys, bool exists)
+    {
+        if (32 % units != 0 && lane_again() >= rows_of_turn * units)
+            return;
+        uint32_t row_bytes = search.k_row_bytes;
+        asm volatile("" : "+r"(row_bytes));
+#pragma unroll
+        for (uint32_t four = 0; four < turns / 4; four++) {
+            const uint4 key = load_shared_16(keys + four * key_pitch);
+            const uint32_t of_row[4] = {key.x, key.y, key.z, key.w};
+#pragma unroll
+            for (uint32_t n = 0; n < 4; n++) {
+                const uint64_t from = column + (uint64_t)of_row[n] * row_bytes;
+                copy_async_16(to + (4 * four + n) * key_pitch, reinterpret_cast<const void *>(from),
+                              exists);
+            }
+        }
+    }
+
+    /* sums[64 keys, columns queries], begun and not waited for. panel: the low word of wgmma_panel,
+     * the high one being known. */
+    static __device__ __forceinline__ void begin_plain(float (&sums)[columns / 2], uint32_t panel,
+                                                       const uint32_t (&left)[2 * STEPS][4])
+    {
+        constexpr uint64_t high = 0x40000040ull << 32;
+        panel = made_once(panel); /* else eight are made before the loop and held */
+        wgmma_fence();
+#pragma unroll
+        for (int step = 0; step < 2 * STEPS; step++)
+            wgmma_abt<T, columns / 2>(
+                sums, left[step], high | (panel + (uint32_t)(step / 4 * 128 * 8 + step % 4 * 2)),
+                step > 0);
+        wgmma_commit();
+    }
+
+    /* ordered_bits of the best of this lane's columns, of both of its rows. */
+    static __device__ __forceinline__ uint32_t best_of_both(const float (&sums)[columns / 2])
+    {
+        return best_score<columns / 2>([&](int n) { return __float_as_uint(sums[n]); });
+    }
+
+    /* The same of row 8 row + g. */
+    static __device__ __forceinline__ uint32_t best_of_row(const float (&sums)[columns / 2],
+                                                           int row)
+    {
+        return best_score<columns / 4>(
+            [&](int n) { return __float_as_uint(sums[n / 2 * 4 + 2 * row + n % 2]); });
+    }
+
+    /* Hands over the best of two neighbouring numbers to one half. */
+    static __device__ __forceinline__ void keep_whole(uint32_t best, uint32_t half, bool exists)
+    {
+        if (exists)
+            raise_shared(half, best);
+    }
+
+    /* The same where they can be of two halves of a child. */
+    static __device__ __forceinline__ void
+    keep_parted(const uint32_t (&best)[2], const tree_level<score> &level, uint32_t number)
+    {
+        const uint32_t lane = lane_again(), odd = lane & 1;
+        /* Lanes 4 g + t: those with an even t go on with row g, the others with 8 + g. */
+        const uint32_t other = __shfl_xor_sync(0xffffffffu, odd ? best[0] : best[1], 1);
+        uint32_t mine = max(odd ? best[1] : best[0], other);
+        mine = max(mine, __shfl_xor_sync(0xffffffffu, mine, 2));
+        if (lane % 4 >= 2)
+            return;
+        number = min(number + odd, level.keys.last);
+        const uint32_t child = number >> level.keys.tokens_log2;
+        const uint32_t size = load_shared(level.keys.size + 4 * child);
+        const uint32_t part = (2 * number + 1) & level.keys.odd_mask;
+        const bool second = size * part >> (level.keys.tokens_log2 + 1) >= (size + 1) / 2;
+        raise_shared(shared_offset(level.halves) + 8 * child + (second ? 4 : 0), mine);
+    }
+
+    /* Keeps the compiler from making a value again and again. */
+    template <typename V> static __device__ __forceinline__ V made_once(V value)
+    {
+        if constexpr (sizeof(V) == 8)
+            asm volatile("" : "+l"(value));
+        else
+            asm volatile("" : "+r"(value));
+        return value;
+    }
+
+    /* WHOLE: numbers 2 n and 2 n + 1 are of one half. */
+    template <bool WHOLE>
+    static __device__ __forceinline__ void
+    score_plain(const mask_search &search, const mask_row &row, const tree_level<score> &level,
+                const unsigned char *queries, unsigned char *key_rows)
+    {
+#if __CUDA_ARCH_FEAT_SM90_ALL
+        const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+        const uint32_t step = blockDim.x / 2; /* 16 keys of each warp */
+        const uint32_t last = level.keys.last, keys = made_once(shared_offset(&level.keys));
+        const uint32_t panel = made_once((uint32_t)wgmma_panel(shared_offset(queries), 0));
+        const uint32_t rows = made_once(shared_offset(key_rows) + warp * warp_bytes);
+        const uint32_t unit = lane % units, first_row = lane / units * turns;
+        const bool exists = unit < (uint32_t)search.g.head_dim / 8;
+        const uint64_t column = made_once(
+            reinterpret_cast<uint64_t>(find_keys<uint16_t>(search, row) + (exists ? 8 * unit : 0)));
+        const uint32_t to = made_once(rows + first_row * key_pitch + unit * 16);
+        const uint32_t from = made_once(place_of_keys(rows, 0, first_row));
+        const uint32_t found = made_once(place_of_keys(rows, lane / 16, plain_row(lane % 16)));
+        /* The warps of a warpgroup take the same number of tiles, of 64 keys. */
+        uint32_t tile = warp / 4 * 64;
+        if (tile > last)
+            return;
+        uint32_t wanted = made_once(tile + warp % 4 * 16 + lane % 16 + lane / 16 * step);
+        uint32_t number = made_once(tile + warp % 4 * 16 + lane / 4 * 2);
+        uint32_t half =
+            WHOLE ? shared_offset(level.halves) + 4 * (number >> (level.keys.tokens_log2 - 1)) : 0;
+        const uint32_t half_step = step >> (level.keys.tokens_log2 - 1) << 2;
+        const auto find = [&]() {
+            store_shared(found, find_plain_key(keys, wanted));
+            wanted += 2 * step;
+            __syncwarp();
+        };
+        find();
+        fetch_plain(search, column, to, from, exists);
+        uint32_t other = 4 * key_pitch;
+#pragma unroll 1
+        for (;;) {
+            uint32_t left[2 * STEPS][4];
+            take_keys(rows, left);
+            float sums[columns / 2];
+            begin_plain(sums, panel, left);
+            tile += step;
+            if (tile <= last)
+                fetch_plain(search, column, to, from + other, exists);
+            if (other) {
+                __syncwarp();
+                find();
+            }
+            other ^= 4 * key_pitch;
+            uint32_t best[2] = {0, 0};
+#pragma unroll
+            for (int first = 0; first < 128; first += columns) {
+                if (first > 0)
+                    begin_plain(sums, panel + (uint32_t)first * 8, left);
+                wgmma_wait<0>();
+                wgmma_hold(sums);
+                if (WHOLE) {
+                    best[0] = max(best[0], best_of_both(sums));
+                } else {
+                    best[0] = max(best[0], best_of_row(sums, 0));
+                    best[1] = max(best[1], best_of_row(sums, 1));
+                }
+            }
+            if (WHOLE)
+                keep_whole(best[0], half, number <= last);
+            else
+                keep_parted(best, level, number);
+            if (tile > last)
+                return;
+            half += half_step;
+            number += step;
+        }
+#endif
+    }
+
     static __device__ void score_level(const mask_search &search, const mask_row &row,
                                        const tree_level<score> &level, const unsigned char *queries,
                                        unsigned char *key_rows, int32_t count)
     {
-        if (count == 128 && search.query_room == 128 && search.by_16_bytes)
+        if (count == 128 && search.query_room == 128 && search.by_16_bytes && level.plain) {
+            if (level.whole)
+                score_plain<true>(search, row, level, queries, key_rows);
+            else
+                score_plain<false>(search, row, level, queries, key_rows);
+        } else if (count == 128 && search.query_room == 128 && search.by_16_bytes)
             score_tiles<true>(search, row, level, queries, key_rows, count);
         else
             score_tiles<false>(search, row, level, queries, key_rows, count);

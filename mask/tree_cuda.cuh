@@ -4,6 +4,7 @@
 #ifndef HPA_MASK_TREE_CUDA_CUH
 #define HPA_MASK_TREE_CUDA_CUH
 
+#include "core/cuda/copy.cuh"
 #include "core/cuda/rows.cuh"
 #include "mask/rules.h"
 
@@ -126,6 +127,16 @@ __device__ __forceinline__ node_lists<Score> take_lists(unsigned char *memory, i
     return lists;
 }
 
+/* The keys of a plain level, as a thread reads them from shared memory. */
+struct alignas(16) plain_keys {
+    uint32_t begin, size; /* addresses of the level's lists */
+    uint32_t last;        /* number of the last representative */
+    uint32_t tokens_log2;
+    uint32_t odd_mask; /* 2 tokens - 1 */
+    uint32_t shift;    /* block_k / (2 tokens) is 1 << shift */
+    uint32_t first_key, last_key;
+};
+
 /* One level as the scoring sees it. */
 template <typename Score> struct tree_level {
     const int32_t *begin, *size;
@@ -138,7 +149,32 @@ template <typename Score> struct tree_level {
     int32_t kept;        /* children that go on, at most */
     bool last;           /* every child is one candidate, and its first half */
     bool fours;          /* and then, four representatives in a row are of one child */
+    /* Are all children of as many representatives, a power of two of 2 to block_k / 2, the lists in
+     * shared memory, and candidates neighbouring blocks? */
+    bool plain;
+    /* And then, are numbers 2 n and 2 n + 1 of one half, so that the first half of a child's can
+     * stand for its first half? (A child of one candidate has either half in the first.) */
+    bool whole;
+    plain_keys keys; /* of a plain level */
 };
+
+template <typename Score>
+__device__ __forceinline__ void describe_plain(const mask_search &search, const mask_row &row,
+                                               tree_level<Score> &level)
+{
+    level.plain = level.tokens_log2 > 0 && 2 * level.tokens <= search.g.block_k &&
+                  !search.far_lists && row.sets.candidates <= row.sets.left;
+    if (!level.plain)
+        return;
+    level.keys.begin = shared_offset(level.begin);
+    level.keys.size = shared_offset(level.size);
+    level.keys.last = (uint32_t)level.n_children * level.tokens - 1;
+    level.keys.tokens_log2 = (uint32_t)level.tokens_log2;
+    level.keys.odd_mask = 2 * level.tokens - 1;
+    level.keys.shift = (uint32_t)(search.block_k_log2 - level.tokens_log2 - 1);
+    level.keys.first_key = (uint32_t)row.shift << search.block_k_log2;
+    level.keys.last_key = (uint32_t)row.last_key;
+}
 
 /* Where the next level goes. */
 template <typename Score> struct next_level {
@@ -296,7 +332,7 @@ __device__ __forceinline__ void put_child(const next_level<Score> &next, int32_t
     const int32_t half = (int32_t)hpa_node_middle(begin, begin + size) - begin;
     next.begin[at] = begin;
     next.size[at] = split ? half : size;
-    next.score[at] = left;
+    next.score[at] = split ? left : max(left, right);
     if (split) {
         next.begin[at + 1] = begin + half;
         next.size[at + 1] = size - half;
