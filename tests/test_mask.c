@@ -147,6 +147,18 @@ static hpa_desc search_desc(int64_t length, int32_t top_k)
     return d;
 }
 
+/* As search_desc, with whole blocks of 128 queries of one head and a power of two of keys for each
+ * node, for which Hopper's kernels have a way of their own. To be laid out without gaps. */
+static hpa_desc wide_search_desc(int64_t length, int32_t top_k)
+{
+    hpa_desc d = search_desc(length, top_k);
+    d.head_dim = length % 2 ? 64 : 128;
+    d.block_q = 128;
+    d.rep_tokens = 4;
+    d.leaf_tokens = 8;
+    return d;
+}
+
 static int64_t rows_that_share(const test_problem *p)
 {
     test_csr csr = test_export(p);
@@ -464,12 +476,15 @@ static void give_sign(const test_tensor *t, double sign)
 START_TEST(scores_below_zero_are_ranked)
 {
     for (int n = 0; n < 4; n++) {
-        hpa_desc desc = search_desc(400 + _i, 48);
+        const bool wide = _i % 3 == 0;
+        hpa_desc desc = wide ? wide_search_desc(400 + 9 * _i, 48) : search_desc(400 + _i, 48);
         desc.dtype = test_dtypes[n];
-        desc.query_stride = 1 + _i % 5;
-        desc.share_heads = _i % 2;
+        if (!wide) {
+            desc.query_stride = 1 + _i % 5;
+            desc.share_heads = _i % 2;
+        }
         test_problem p;
-        test_problem_new(&p, &desc, TEST_PADDED, NULL, NULL);
+        test_problem_new(&p, &desc, wide ? TEST_BHSD : TEST_PADDED, NULL, NULL);
         test_problem_fill(&p, (uint64_t)_i, TEST_INTEGERS);
         give_sign(&p.q, 1);
         give_sign(&p.k, -1);
@@ -496,12 +511,13 @@ START_TEST(non_finite_scores_count_as_the_lowest)
 {
     test_random random = {(uint64_t)_i + 1};
     for (int n = 0; n < 4; n++) {
-        hpa_desc desc = search_desc(400, 48);
+        const bool wide = _i % 4 == 1;
+        hpa_desc desc = wide ? wide_search_desc(700 + _i, 48) : search_desc(400, 48);
         desc.dtype = test_dtypes[n];
-        desc.share_heads = _i % 2;
-        desc.causal = _i % 3 != 0;
+        desc.share_heads = !wide && _i % 2;
+        desc.causal = wide || _i % 3 != 0;
         test_problem p;
-        test_problem_new(&p, &desc, TEST_PADDED, NULL, NULL);
+        test_problem_new(&p, &desc, wide ? TEST_BHSD : TEST_PADDED, NULL, NULL);
         test_problem_fill(&p, (uint64_t)_i, TEST_INTEGERS);
         const int64_t every = _i < 4 ? 300 : _i < 8 ? 20 : 1;
         spoil(&p.k, &random, every);
