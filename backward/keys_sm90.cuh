@@ -267,14 +267,18 @@ template <int D, int halves> struct stage_walk {
     int group;
 };
 
-/* Waits for the walk's next stage. */
+/* Waits for the walk's next stage. A barrier tells its phases apart by their parity: where the other
+ * warpgroup has a stage every other time, its filling before, which may be late, comes first. */
 template <int D, int halves>
 __device__ __forceinline__ void look_ahead(stage_walk<D, halves> &w)
 {
     auto next = w.at;
     next.advance(w.stride);
     w.next_q = uniform(w.queries + next.stage * step_query_bytes);
-    barrier_wait(w.full + next.stage * (uint32_t)sizeof(uint64_t), next.phase);
+    const uint32_t full = w.full + next.stage * (uint32_t)sizeof(uint64_t);
+    if constexpr (halves == 1)
+        barrier_wait(full, next.phase ^ 1);
+    barrier_wait(full, next.phase);
 }
 
 /* Hides pairs of a step's p or ds. */
