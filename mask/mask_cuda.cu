@@ -1,5 +1,6 @@
 /* The mask on CUDA: one block of threads searches one row's tree, from the row's queries in shared
- * memory to its list of kept blocks, and writes nothing else. */
+ * memory to its list of kept blocks, and writes nothing else. What is to be known of a row before
+ * that is found for all rows at once, by a launch that comes first. */
 #include "core/cuda/scan.h"
 #include "mask/kernels_cuda.h"
 #include "mask/score_mma.cuh"
@@ -28,12 +29,19 @@ static __device__ void score_level(const mask_search &search, const mask_row &ro
     __syncthreads();
 }
 
-/* Keeps the best children of a level and makes the next of them; returns its number of children. */
-template <typename Score>
+/* Keeps the best children of a level and makes the next of them; returns its number of children.
+ * Some thread calls `meanwhile`. */
+template <typename Score, typename F>
 static __device__ int32_t choose(const mask_search &search, const tree_level<Score> &level,
-                                 const next_level<Score> &next, choice *shared_choice)
+                                 const next_level<Score> &next, choice *shared_choice,
+                                 const F &meanwhile)
 {
     const int32_t wanted = level.kept;
+    if constexpr (sizeof(Score) == sizeof(uint32_t))
+        if (blockDim.x == FEW_CHILDREN && level.n_children <= FEW_CHILDREN && !search.far_lists)
+            return choose_among_few(level, next, shared_choice, meanwhile);
+    if (threadIdx.x == 0)
+        meanwhile();
     if constexpr (sizeof(Score) == sizeof(uint32_t))
         if (level.n_children <= (int32_t)blockDim.x)
             return choose_at_once(level, wanted, next, search.list_room, shared_choice);
@@ -45,6 +53,34 @@ static __device__ int32_t choose(const mask_search &search, const tree_level<Sco
     __syncthreads();
     clear_scores(halves, 2 * search.list_room);
     return shared_choice->children;
+}
+
+/* A level but for its number of children, whose widest has `widest` candidates. */
+template <typename Score>
+static __device__ void describe_level(const mask_search &search, const mask_row &row,
+                                      const node_lists<Score> &lists, int now, int32_t widest,
+                                      bool regular, tree_level<Score> &level)
+{
+    const hpa_geometry &g = search.g;
+    const bool last = widest == 1, done = last || (search.leaders && widest <= HPA_NODE_MOST);
+    const int64_t wanted = last ? g.leaf_tokens : g.rep_tokens;
+    const uint32_t tokens = (uint32_t)hpa_min(wanted, (int64_t)widest << search.block_k_log2);
+    level.begin = lists.begin[now];
+    level.size = lists.size[now];
+    level.halves = lists.halves;
+    level.score = lists.score[now];
+    level.tokens = tokens;
+    level.tokens_log2 = __popc(tokens) == 1 ? __ffs((int)tokens) - 1 : -1;
+    level.wanted = (int32_t)wanted;
+    level.kept = (int32_t)g.beam_nodes;
+    if (done)
+        level.kept = last ? (int32_t)g.tree_blocks : search.shared_nodes;
+    level.last = last;
+    level.done = done;
+    level.fours = last && tokens % 4 == 0;
+    describe_plain(search, row, level);
+    /* Sizes of children, but for those of a span's rows, differ by one at most. */
+    level.whole = last || (tokens > 2 && (widest <= 2 || (widest > (int32_t)tokens && regular)));
 }
 
 /* What a search ends with: candidates [begin, begin + size), ascending. */
@@ -59,66 +95,62 @@ template <typename Scores>
 static __device__ nodes_found search_tree(const mask_search &search, const mask_row &row,
                                           unsigned char *shared, choice *shared_choice,
                                           node_lists<typename Scores::score> lists,
-                                          tree_level<typename Scores::score> &level)
+                                          tree_level<typename Scores::score> *levels)
 {
-    const hpa_geometry &g = search.g;
-    int32_t n_children = 0;
+    int32_t n_children = 0, widest = HPA_NODE_MOST;
     if (row.span_list && !search.leaders)
         n_children = begin_with_shared(row, lists.begin[0], lists.size[0]);
-    int64_t widest = HPA_NODE_MOST;
     const bool regular = n_children == 0;
-    if (n_children == 0) {
-        n_children = first_children(g, row.sets.candidates, lists.begin[0], lists.size[0]);
-        widest = hpa_ceil_div(row.sets.candidates, hpa_first_nodes(&g, row.sets.candidates));
+    if (regular) {
+        n_children = first_children(row, lists.begin[0], lists.size[0]);
+        widest = row.widest;
     }
     clear_scores(lists.halves, 2 * search.list_room);
     clear_scores(lists.score[0], search.list_room);
-    const int64_t end = search.leaders ? HPA_NODE_MOST : 1; /* the widest that is looked for */
+    widest = (widest + 1) / 2; /* from nodes to their children */
+    if (threadIdx.x == 0)
+        describe_level(search, row, lists, 0, widest, regular, levels[0]);
     bool queries_are_there = false;
     int now = 0;
     for (bool done = false; !done; now ^= 1) {
-        widest = (widest + 1) / 2; /* from nodes to their children */
-        done = widest <= end;
-        const bool last = widest == 1;
+        auto &level = levels[now];
         if (threadIdx.x == 0) {
-            const int64_t wanted = last ? g.leaf_tokens : g.rep_tokens;
-            const uint32_t tokens = (uint32_t)hpa_min(wanted, widest << search.block_k_log2);
-            level.begin = lists.begin[now];
-            level.size = lists.size[now];
-            level.halves = lists.halves;
-            level.score = lists.score[now];
             level.n_children = n_children;
-            level.tokens = tokens;
-            level.tokens_log2 = __popc(tokens) == 1 ? __ffs((int)tokens) - 1 : -1;
-            level.wanted = (int32_t)wanted;
-            level.kept = (int32_t)g.beam_nodes;
-            if (done)
-                level.kept = last ? (int32_t)g.tree_blocks : search.shared_nodes;
-            level.last = last;
-            level.fours = last && tokens % 4 == 0;
-            describe_plain(search, row, level);
-            /* Sizes of children, but for those of a span's rows, differ by one at most. */
-            level.whole = last || (tokens > 2 && (widest <= 2 || (widest > tokens && regular)));
+            level.keys.last = (uint32_t)n_children * level.tokens - 1;
         }
         score_level<Scores>(search, row, level, queries_are_there, shared);
         queries_are_there = row.queries <= search.query_room;
+        done = level.done;
+        widest = (widest + 1) / 2;
         n_children = choose(search, level,
                             next_level<typename Scores::score>{
                                 lists.begin[now ^ 1], lists.size[now ^ 1], lists.score[now ^ 1]},
-                            shared_choice);
+                            shared_choice, [&]() {
+                                if (!done)
+                                    describe_level(search, row, lists, now ^ 1, widest, regular,
+                                                   levels[now ^ 1]);
+                            });
     }
     __syncthreads();
     return {lists.begin[now], lists.size[now], n_children};
 }
 
-static __device__ mask_row find_work(const mask_search &search, int64_t n)
+/* Describes the rows of work: some twenty divisions each, which one thread of a block would do
+ * while the others wait. */
+static __global__ void describe_rows_kernel(const __grid_constant__ mask_search search)
 {
-    if (search.leaders)
-        return find_leader(search, n);
-    mask_row row = find_mask_row(search, n);
-    if (search.span_lists && row.searches)
-        row.span_list = find_span_list(search, row);
-    return row;
+    const int64_t n = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (n < search.work)
+        search.rows[n] = search.leaders ? find_leader(search, n) : find_mask_row(search, n);
+}
+
+/* Brings a row that is described into shared memory. */
+static __device__ __forceinline__ void copy_row(const mask_row &from, mask_row *to)
+{
+    static_assert(sizeof(mask_row) % sizeof(int32_t) == 0, "copied by words");
+    for (int n = (int)threadIdx.x; n < (int)(sizeof(mask_row) / sizeof(int32_t));
+         n += (int)blockDim.x)
+        reinterpret_cast<int32_t *>(to)[n] = reinterpret_cast<const int32_t *>(&from)[n];
 }
 
 /* The row of work that was found, or the list of its span. */
@@ -144,7 +176,7 @@ static __global__ void __launch_bounds__(Scores::threads, Scores::threads_each /
     __shared__ mask_row row;
     __shared__ choice shared_choice;
     /* Not in registers, which the products need. */
-    __shared__ tree_level<typename Scores::score> level;
+    __shared__ tree_level<typename Scores::score> levels[2];
     unsigned char *const shared = unaligned + (0u - shared_offset(unaligned)) % SHARED_ALIGNMENT;
     unsigned char *memory = search.far_lists
                                 ? search.far_lists + blockIdx.x * search.far_lists_bytes
@@ -152,12 +184,11 @@ static __global__ void __launch_bounds__(Scores::threads, Scores::threads_each /
     const auto lists = take_lists<typename Scores::score>(memory, search.list_room);
     /* The last rows of a sequence see the most keys: they come first. */
     for (int64_t n = blockIdx.x; n < search.work; n += gridDim.x) {
-        if (threadIdx.x == 0)
-            row = find_work(search, search.work - 1 - n);
+        copy_row(search.rows[search.work - 1 - n], &row);
         __syncthreads();
         nodes_found found = {lists.begin[0], lists.size[0], 0};
         if (row.searches)
-            found = search_tree<Scores>(search, row, shared, &shared_choice, lists, level);
+            found = search_tree<Scores>(search, row, shared, &shared_choice, lists, levels);
         write_found(search, row, found);
         __syncthreads();
     }
@@ -340,6 +371,7 @@ static mask_launch choose_launch(const hpa_plan *plan)
 struct mask_scratch {
     unsigned char *far_lists;
     uint32_t *span_lists;
+    mask_row *rows;
     int64_t *scan;
 };
 
@@ -352,6 +384,8 @@ static mask_scratch take_scratch(const hpa_plan *plan, const mask_launch *launch
     if (launch->span_lists)
         scratch.span_lists =
             HPA_ARENA_ARRAY(arena, uint32_t, launch->span_lists * launch->span_words);
+    scratch.rows =
+        HPA_ARENA_ARRAY(arena, mask_row, hpa_max(plan->geometry.rows, launch->span_lists));
     if (plan->geometry.training)
         scratch.scan =
             HPA_ARENA_ARRAY(arena, int64_t, hpa_cuda_scan_scratch(plan->geometry.columns + 1));
@@ -396,6 +430,7 @@ static mask_search search_of(const hpa_plan *plan, const hpa_inputs *in, const h
     search.far_lists = scratch->far_lists;
     search.far_lists_bytes = launch->far_lists_bytes;
     search.span_lists = scratch->span_lists;
+    search.rows = scratch->rows;
     search.span_slots = span_slots_of(&plan->geometry);
     search.span_words = (int32_t)launch->span_words;
     search.shared_nodes =
@@ -409,6 +444,8 @@ static hpa_status launch_search(const mask_launch *launch, mask_search search, b
 {
     search.leaders = leaders;
     search.work = leaders ? launch->span_lists : search.g.rows;
+    HPA_TRY(hpa_cuda_launch("describe_rows_kernel", describe_rows_kernel,
+                            (unsigned)hpa_ceil_div(search.work, 128), 128, 0, stream, search));
     return hpa_cuda_launch("mask_build_kernel", launch->variant->launched,
                            (unsigned)hpa_min(search.work, launch->blocks),
                            (unsigned)launch->threads, (size_t)launch->shared_bytes, stream, search);

@@ -5,33 +5,6 @@
 
 #include "mask/tree_cuda.cuh"
 
-__device__ __forceinline__ uint32_t load_shared(uint32_t address)
-{
-    uint32_t value;
-    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
-    return value;
-}
-
-__device__ __forceinline__ uint4 load_shared_16(uint32_t address)
-{
-    uint4 value;
-    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-                 : "r"(address)
-                 : "memory");
-    return value;
-}
-
-__device__ __forceinline__ void store_shared(uint32_t address, uint32_t value)
-{
-    asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
-}
-
-__device__ __forceinline__ void raise_shared(uint32_t address, uint32_t value)
-{
-    asm volatile("red.shared.max.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
-}
-
 /* The key of find_representative, whose place in units of block_k / (2 tokens) is whole. keys: a
  * plain_keys in shared memory. */
 __device__ __forceinline__ uint32_t find_plain_key(uint32_t keys, uint32_t number)

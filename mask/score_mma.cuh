@@ -49,17 +49,16 @@ __device__ __forceinline__ const T *find_query(const mask_search &search, const 
                                                int32_t number)
 {
     const int32_t n = min(number, row.queries - 1);
-    const int64_t head = row.mask_head * search.g.mask_group + n / row.sampled;
-    const int64_t query = hpa_block_begin(row.query_block, search.g.block_q) +
-                          n % row.sampled * search.g.query_stride;
-    return row_at<T>(search.q, row.sequence.batch, head, row.sequence.q_start, query);
+    const int32_t head = search.g.mask_group == 1 ? 0 : n / row.sampled;
+    const int64_t query = (n - head * row.sampled) * search.g.query_stride;
+    return static_cast<const T *>(search.q.data) + row.first_query + head * search.q.strides.head +
+           query * search.q.strides.token;
 }
 
 template <typename T>
 __device__ __forceinline__ const T *find_keys(const mask_search &search, const mask_row &row)
 {
-    const int64_t head = row.mask_head * search.g.mask_group / search.g.group;
-    return row_at<T>(search.k, row.sequence.batch, head, row.sequence.kv_start, 0);
+    return static_cast<const T *>(search.k.data) + row.first_key;
 }
 
 /* STEPS: head_dim / 32, rounded up to what there is. */

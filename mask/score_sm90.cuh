@@ -40,30 +40,52 @@ template <typename T, int STEPS> struct sm90_scores {
     static __device__ void load_queries(const mask_search &search, const mask_row &row,
                                         unsigned char *shared, int32_t first, int32_t count)
     {
-        const int room = search.query_room;
-        const uint32_t to = shared_offset(shared);
-        /* Of one head, queries lie at equal distances. */
-        const uint16_t *const begin = find_query<uint16_t>(search, row, 0);
-        const int64_t distance = search.g.query_stride * search.q.strides.token;
-        const bool of_one_head = search.g.mask_group == 1;
-        const int32_t last = row.queries - 1;
-        for (int i = (int)threadIdx.x; i < count * units; i += (int)blockDim.x) {
-            const int query = i / units, unit = i % units;
-            const uint16_t *from = of_one_head ? begin + min(first + query, last) * distance
-                                               : find_query<uint16_t>(search, row, first + query);
-            const bool exists = unit < (int)search.g.head_dim / 8;
-            if (search.by_16_bytes)
-                copy_async_16(to + place(room, query, unit), from + (exists ? 8 * unit : 0),
-                              exists);
-            else
-                *reinterpret_cast<uint4 *>(shared + place(room, query, unit)) =
-                    load_unit<ROWS_BY_ELEMENT>(from, unit, (int)search.g.head_dim / 8);
-        }
+        const bool in_columns = blockDim.x % (8 * units) == 0;
+        if (search.g.mask_group == 1 && search.by_16_bytes && in_columns)
+            load_columns(search, row, shared_offset(shared), first, count);
+        else
+            load_rows(search, row, shared, first, count);
         copy_async_wait();
         /* The products read shared memory by another way than the stores above. */
 #if __CUDA_ARCH_FEAT_SM90_ALL
         asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif
+    }
+
+    /* Of one head, whose queries lie at equal distances. A thread copies one unit of them, and so
+     * one unit of the rows of the swizzle. */
+    static __device__ __forceinline__ void load_columns(const mask_search &search,
+                                                        const mask_row &row, uint32_t shared,
+                                                        int32_t first, int32_t count)
+    {
+        const int unit = (int)threadIdx.x % units, step = (int)blockDim.x / units;
+        const bool exists = unit < (int)search.g.head_dim / 8;
+        const uint16_t *from = find_query<uint16_t>(search, row, 0) + (exists ? 8 * unit : 0);
+        const int64_t distance = search.g.query_stride * search.q.strides.token;
+        const int32_t last = row.queries - 1;
+        uint32_t to = shared + (uint32_t)place(search.query_room, (int)threadIdx.x / units, unit);
+        for (int query = (int)threadIdx.x / units; query < count; query += step) {
+            copy_async_16(to, from + min(first + query, last) * distance, exists);
+            to += (uint32_t)step * 128;
+        }
+    }
+
+    static __device__ __forceinline__ void load_rows(const mask_search &search, const mask_row &row,
+                                                     unsigned char *shared, int32_t first,
+                                                     int32_t count)
+    {
+        const int room = search.query_room;
+        for (int i = (int)threadIdx.x; i < count * units; i += (int)blockDim.x) {
+            const int query = i / units, unit = i % units;
+            const uint16_t *from = find_query<uint16_t>(search, row, first + query);
+            const bool exists = unit < (int)search.g.head_dim / 8;
+            if (search.by_16_bytes)
+                copy_async_16(shared_offset(shared) + place(room, query, unit),
+                              from + (exists ? 8 * unit : 0), exists);
+            else
+                *reinterpret_cast<uint4 *>(shared + place(room, query, unit)) =
+                    load_unit<ROWS_BY_ELEMENT>(from, unit, (int)search.g.head_dim / 8);
+        }
     }
 
     /* Of copying the warp's 16 keys: a lane copies one unit of a row in each turn. */

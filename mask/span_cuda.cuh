@@ -17,19 +17,6 @@ static inline int64_t span_slots_of(const hpa_geometry *g)
     return g->row_slots / g->search_span + g->batch;
 }
 
-__device__ __forceinline__ int64_t first_span_slot(const hpa_geometry &g, const hpa_sequence &s)
-{
-    return s.row_start / g.search_span + s.batch;
-}
-
-__device__ __forceinline__ uint32_t *find_span_list(const mask_search &search, const mask_row &row)
-{
-    const int64_t slot =
-        first_span_slot(search.g, row.sequence) + row.query_block / search.g.search_span;
-    return search.span_lists +
-           (row.mask_head * search.span_slots + slot) * (int64_t)search.span_words;
-}
-
 /* The last sequence whose lists start at or before a slot. */
 __device__ __forceinline__ hpa_sequence find_sequence_of_span(const mask_search &search,
                                                               int64_t slot)
@@ -53,15 +40,15 @@ __device__ __forceinline__ mask_row find_leader(const mask_search &search, int64
     mask_row row = {};
     const int64_t heads = g.group / g.mask_group, lists = heads * search.span_slots;
     const int64_t slot = index % lists / heads;
-    row.sequence = find_sequence_of_span(search, slot);
-    row.mask_head = index / lists * heads + index % heads;
-    row.query_block = (slot - first_span_slot(g, row.sequence)) * g.search_span;
-    row.exists = row.query_block < row.sequence.query_blocks;
+    const hpa_sequence s = find_sequence_of_span(search, slot);
+    const int64_t mask_head = index / lists * heads + index % heads;
+    const int64_t query_block = (slot - first_span_slot(g, s)) * g.search_span;
+    row.exists = query_block < s.query_blocks;
     if (!row.exists)
         return row;
-    describe_row(search, row);
+    describe_row(search, s, mask_head, query_block, row);
     row.searches = hpa_shared_levels(&g, row.sets.candidates) > 0;
-    row.span_list = find_span_list(search, row);
+    row.span_list = span_list_of(search, s, mask_head, query_block);
     return row;
 }
 

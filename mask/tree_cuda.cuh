@@ -26,19 +26,33 @@ struct mask_search {
                              blocks share levels */
     int64_t span_slots;
     int32_t span_words;
-    int32_t shared_nodes; /* kept at the last shared level, which leaves room for the tail's */
-    bool leaders;         /* work is the shared levels of every span, else it is the rows */
+    int32_t shared_nodes;  /* kept at the last shared level, which leaves room for the tail's */
+    bool leaders;          /* work is the shared levels of every span, else it is the rows */
+    struct mask_row *rows; /* of work */
     int64_t work;
 };
 
+/* Lists of children that the rows of a span begin with, see span_cuda.cuh. */
+__device__ __forceinline__ int64_t first_span_slot(const hpa_geometry &g, const hpa_sequence &s)
+{
+    return s.row_start / g.search_span + s.batch;
+}
+
+__device__ __forceinline__ uint32_t *span_list_of(const mask_search &search, const hpa_sequence &s,
+                                                  int64_t mask_head, int64_t query_block)
+{
+    const int64_t slot = first_span_slot(search.g, s) + query_block / search.g.search_span;
+    return search.span_lists + (mask_head * search.span_slots + slot) * (int64_t)search.span_words;
+}
+
 /* The row that a block of threads works on. */
 struct mask_row {
-    hpa_sequence sequence;
     hpa_row_sets sets;
-    int64_t mask_head, query_block;
     int64_t index;
-    int32_t sampled; /* queries of one head that take part */
-    int32_t queries; /* of all heads that share the row */
+    int64_t first_query, first_key; /* of its first head: elements of q and k before them */
+    int32_t sampled;                /* queries of one head that take part */
+    int32_t queries;                /* of all heads that share the row */
+    int32_t nodes, widest; /* that the search starts with, and how many candidates the widest has */
     /* hpa_candidate_block in 32 bits: candidate c is block shift + c, and gap more from left on. */
     int32_t shift, left, gap;
     int32_t last_key;
@@ -48,13 +62,16 @@ struct mask_row {
 };
 
 /* What follows from the row's sequence, mask head and query block. */
-__device__ __forceinline__ void describe_row(const mask_search &search, mask_row &row)
+__device__ __forceinline__ void describe_row(const mask_search &search, const hpa_sequence &s,
+                                             int64_t mask_head, int64_t query_block, mask_row &row)
 {
     const hpa_geometry &g = search.g;
-    const hpa_sequence &s = row.sequence;
-    row.sets = hpa_row_sets_of(&g, &s, row.query_block);
-    const int64_t queries = hpa_block_end(row.query_block, g.block_q, s.q_length) -
-                            hpa_block_begin(row.query_block, g.block_q);
+    row.sets = hpa_row_sets_of(&g, &s, query_block);
+    const int64_t begin = hpa_block_begin(query_block, g.block_q);
+    const int64_t queries = hpa_block_end(query_block, g.block_q, s.q_length) - begin;
+    const int64_t head = mask_head * g.mask_group;
+    row.first_query = hpa_offset(&search.q.strides, s.batch, head, s.q_start, begin);
+    row.first_key = hpa_offset(&search.k.strides, s.batch, head / g.group, s.kv_start, 0);
     row.sampled = (int32_t)hpa_ceil_div(queries, g.query_stride);
     row.queries = row.sampled * (int32_t)g.mask_group;
     row.shift = (int32_t)row.sets.sink_end;
@@ -62,6 +79,10 @@ __device__ __forceinline__ void describe_row(const mask_search &search, mask_row
     row.gap = (int32_t)(row.sets.right_begin - row.sets.left - row.sets.sink_end);
     row.last_key = (int32_t)s.kv_length - 1;
     row.searches = g.tree_blocks > 0 && row.sets.candidates > g.tree_blocks;
+    if (!row.searches)
+        return;
+    row.nodes = (int32_t)hpa_first_nodes(&g, row.sets.candidates);
+    row.widest = (int32_t)hpa_ceil_div(row.sets.candidates, row.nodes);
 }
 
 /* The row that is searched as number `index` of the mask, counting slots that no sequence fills.
@@ -72,18 +93,48 @@ __device__ __forceinline__ mask_row find_mask_row(const mask_search &search, int
     mask_row row = {};
     row.index = index;
     const int64_t batch = hpa_batch_of_row(&g, search.mask.cu_seqlens_q, index);
-    row.sequence = sequence_of(g, search.mask, batch);
-    const hpa_sequence &s = row.sequence;
+    const hpa_sequence s = sequence_of(g, search.mask, batch);
     const int64_t local = index - g.mask_heads * s.row_start;
     const int64_t heads = g.group / g.mask_group, rows = heads * s.row_slots; /* of one k and v */
-    row.mask_head = local / rows * heads + local % heads;
-    row.query_block = local % rows / heads;
-    row.exists = row.mask_head < g.mask_heads && row.query_block < s.query_blocks;
-    if (row.mask_head < g.mask_heads)
-        row.index = hpa_row_index(&g, &s, row.mask_head, row.query_block);
-    if (row.exists)
-        describe_row(search, row);
+    const int64_t mask_head = local / rows * heads + local % heads;
+    const int64_t query_block = local % rows / heads;
+    if (mask_head >= g.mask_heads)
+        return row;
+    row.index = hpa_row_index(&g, &s, mask_head, query_block);
+    row.exists = query_block < s.query_blocks;
+    if (!row.exists)
+        return row;
+    describe_row(search, s, mask_head, query_block, row);
+    if (search.span_lists && row.searches)
+        row.span_list = span_list_of(search, s, mask_head, query_block);
     return row;
+}
+
+__device__ __forceinline__ uint32_t load_shared(uint32_t address)
+{
+    uint32_t value;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
+    return value;
+}
+
+__device__ __forceinline__ uint4 load_shared_16(uint32_t address)
+{
+    uint4 value;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+                 : "r"(address)
+                 : "memory");
+    return value;
+}
+
+__device__ __forceinline__ void store_shared(uint32_t address, uint32_t value)
+{
+    asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
+}
+
+__device__ __forceinline__ void raise_shared(uint32_t address, uint32_t value)
+{
+    asm volatile("red.shared.max.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
 }
 
 /* Scores as unsigned numbers in the same order, -0 being +0. All are above 0, the score of a child
@@ -148,6 +199,7 @@ template <typename Score> struct tree_level {
     int32_t wanted;      /* rep_tokens or leaf_tokens */
     int32_t kept;        /* children that go on, at most */
     bool last;           /* every child is one candidate, and its first half */
+    bool done;           /* the search ends with it */
     bool fours;          /* and then, four representatives in a row are of one child */
     /* Are all children of as many representatives, a power of two of 2 to block_k / 2, the lists in
      * shared memory, and candidates neighbouring blocks? */
@@ -168,7 +220,6 @@ __device__ __forceinline__ void describe_plain(const mask_search &search, const 
         return;
     level.keys.begin = shared_offset(level.begin);
     level.keys.size = shared_offset(level.size);
-    level.keys.last = (uint32_t)level.n_children * level.tokens - 1;
     level.keys.tokens_log2 = (uint32_t)level.tokens_log2;
     level.keys.odd_mask = 2 * level.tokens - 1;
     level.keys.shift = (uint32_t)(search.block_k_log2 - level.tokens_log2 - 1);
@@ -190,10 +241,10 @@ template <typename Score> __device__ __forceinline__ void clear_scores(Score *sc
 
 /* Writes the children of the nodes that the search starts with, and returns their number. Sizes of
  * nodes differ by one at most, so that either all are split or every child is one candidate. */
-__device__ __forceinline__ int32_t first_children(const hpa_geometry &g, int64_t candidates,
-                                                  int32_t *begin, int32_t *size)
+__device__ __forceinline__ int32_t first_children(const mask_row &row, int32_t *begin,
+                                                  int32_t *size)
 {
-    const int64_t nodes = hpa_first_nodes(&g, candidates);
+    const int64_t candidates = row.sets.candidates, nodes = row.nodes;
     const bool all_single = candidates < 2 * nodes;
     const int32_t count = (int32_t)(all_single ? candidates : nodes);
     for (int32_t n = (int32_t)threadIdx.x; n < count; n += (int32_t)blockDim.x) {
@@ -250,15 +301,22 @@ __device__ __forceinline__ void find_representative(const mask_search &search, c
     *key = min((block << search.block_k_log2) + in_block, row.last_key);
 }
 
-#define MOST_WARPS 16 /* of a block */
+#define MOST_WARPS 16    /* of a block */
+#define FEW_CHILDREN 128 /* as many as a block has threads, mostly */
 
 /* Shared by the threads that choose. */
 struct choice {
-    int32_t histogram[256];
+    union {
+        int32_t histogram[256];
+        alignas(16) uint32_t score[FEW_CHILDREN];
+    };
     int32_t digit, above, equal; /* the digit of the last child kept, children above it and at it */
     int32_t kept, children;
     int32_t of_warp[MOST_WARPS];
     uint32_t lowest[MOST_WARPS], highest[MOST_WARPS]; /* scores of each warp */
+    alignas(16) int32_t of_few_warps[FEW_CHILDREN / 32];
+    uint32_t limit_lowest;
+    int32_t limit_ties;
 };
 
 /* Which children are kept: those above `lowest`, and the first `ties` of those equal to it. */
@@ -388,6 +446,7 @@ __device__ __forceinline__ int32_t sum_of_warps(int32_t of_this_warp, int32_t *t
     __syncthreads();
     int32_t before = 0;
     *total = 0;
+#pragma unroll 1
     for (int n = 0; n < warps; n++) {
         before += n < warp ? shared->of_warp[n] : 0;
         *total += shared->of_warp[n];
@@ -409,6 +468,7 @@ __device__ __forceinline__ cut<uint32_t> bisect_cut(uint32_t mine, bool exists, 
     }
     __syncthreads();
     uint32_t low = UINT32_MAX, high = 0; /* the keep-th best is one of low ... high */
+#pragma unroll 1
     for (uint32_t warp = 0; warp < blockDim.x / 32; warp++) {
         low = min(low, shared->lowest[warp]);
         high = max(high, shared->highest[warp]);
@@ -465,6 +525,117 @@ __device__ __forceinline__ int32_t choose_at_once(const tree_level<uint32_t> &le
                   begin, size, left, right);
     clear_scores(halves, 2 * list_room);
     return (total & 0xffff) + (total >> 16);
+}
+
+/* Leaves in *shared which are the best `keep` of shared->score, where children that do not exist
+ * have 0: by bisection, by one warp. */
+__device__ __forceinline__ void find_limit(int32_t keep, choice *shared)
+{
+    const uint32_t lane = threadIdx.x % 32;
+    const uint4 score = *reinterpret_cast<const uint4 *>(shared->score + 4 * lane);
+    uint32_t low = min(min(score.x - 1, score.y - 1), min(score.z - 1, score.w - 1));
+    uint32_t high = max(max(score.x, score.y), max(score.z, score.w));
+    low = __reduce_min_sync(0xffffffffu, low) + 1; /* the keep-th best is one of low ... high */
+    high = __reduce_max_sync(0xffffffffu, high);
+    int32_t above_high = 0, above = 0;
+    uint32_t middle = low;
+    while (low < high) {
+        middle = low + (high - low) / 2;
+        above = __popc(__ballot_sync(0xffffffffu, score.x > middle)) +
+                __popc(__ballot_sync(0xffffffffu, score.y > middle)) +
+                __popc(__ballot_sync(0xffffffffu, score.z > middle)) +
+                __popc(__ballot_sync(0xffffffffu, score.w > middle));
+        if (above == keep)
+            break;
+        if (above > keep) {
+            low = middle + 1;
+        } else {
+            high = middle;
+            above_high = above;
+        }
+    }
+    if (lane == 0) {
+        shared->limit_lowest = low < high ? middle : low;
+        shared->limit_ties = low < high ? 0 : keep - above_high;
+    }
+}
+
+/* Of FEW_CHILDREN threads: a number from each warp; *total: of all, result: of those before. */
+__device__ __forceinline__ int32_t sum_of_few_warps(int32_t of_this_warp, int32_t *total,
+                                                    choice *shared)
+{
+    static_assert(FEW_CHILDREN == 128, "four warps");
+    const uint32_t warp = threadIdx.x / 32;
+    if (threadIdx.x % 32 == 0)
+        shared->of_few_warps[warp] = of_this_warp;
+    __syncthreads();
+    const int4 of_warp = *reinterpret_cast<const int4 *>(shared->of_few_warps);
+    *total = of_warp.x + of_warp.y + of_warp.z + of_warp.w;
+    return (warp > 0 ? of_warp.x : 0) + (warp > 1 ? of_warp.y : 0) + (warp > 2 ? of_warp.z : 0);
+}
+
+/* As choose_at_once, for FEW_CHILDREN threads and lists in shared memory. A thread that would wait
+ * calls `meanwhile`. */
+template <typename F>
+__device__ __forceinline__ int32_t choose_among_few(const tree_level<uint32_t> &level,
+                                                    const next_level<uint32_t> &next,
+                                                    choice *shared, const F &meanwhile)
+{
+    const int32_t i = (int32_t)threadIdx.x, n_children = level.n_children;
+    const bool exists = i < n_children;
+    const uint32_t halves = shared_offset(level.halves) + 8 * i;
+    uint32_t left = 0, right = 0, mine = 0;
+    int32_t begin = 0, size = 0;
+    if (exists) {
+        left = load_shared(halves);
+        right = load_shared(halves + 4);
+        mine = max(load_shared(shared_offset(level.score) + 4 * i), max(left, right));
+        begin = (int32_t)load_shared(shared_offset(level.begin) + 4 * i);
+        size = (int32_t)load_shared(shared_offset(level.size) + 4 * i);
+        store_shared(halves, 0);
+        store_shared(halves + 4, 0);
+    }
+    shared->score[i] = mine;
+    __syncthreads();
+    if (i < 32 && n_children > level.kept)
+        find_limit(level.kept, shared);
+    if (i == 32)
+        meanwhile();
+    __syncthreads();
+    bool keep = exists;
+    if (n_children > level.kept) {
+        keep = mine > shared->limit_lowest;
+        if (shared->limit_ties > 0) {
+            const bool tied = exists && mine == shared->limit_lowest;
+            const uint32_t ties = __ballot_sync(0xffffffffu, tied);
+            int32_t total;
+            const int32_t before = sum_of_few_warps(__popc(ties), &total, shared);
+            __syncthreads();
+            keep |= tied && before + __popc(ties & ((1u << i % 32) - 1)) < shared->limit_ties;
+        }
+    }
+    const bool split = keep && size > 1;
+    const uint32_t before = (1u << i % 32) - 1;
+    const uint32_t kept = __ballot_sync(0xffffffffu, keep);
+    const uint32_t twice = __ballot_sync(0xffffffffu, split);
+    int32_t total;
+    const int32_t at = sum_of_few_warps(__popc(kept) + __popc(twice), &total, shared) +
+                       __popc(kept & before) + __popc(twice & before);
+    if (keep) {
+        const uint32_t to_begin = shared_offset(next.begin) + 4 * at;
+        const uint32_t to_size = shared_offset(next.size) + 4 * at;
+        const uint32_t to_score = shared_offset(next.score) + 4 * at;
+        const int32_t half = (size + 1) / 2; /* hpa_node_middle; 1 of 1 */
+        store_shared(to_begin, (uint32_t)begin);
+        store_shared(to_size, (uint32_t)half);
+        store_shared(to_score, split ? left : max(left, right));
+        if (split) {
+            store_shared(to_begin + 4, (uint32_t)(begin + half));
+            store_shared(to_size + 4, (uint32_t)(size - half));
+            store_shared(to_score + 4, right);
+        }
+    }
+    return total;
 }
 
 /* The row's blocks, ascending: sinks, chosen before the window, window, chosen after it. chosen are
