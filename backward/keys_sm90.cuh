@@ -22,15 +22,19 @@ inline constexpr int keys_threads = 128 + 256; /* producer, consumers */
 template <int D> inline constexpr int step_queries = 8192 / D;
 inline constexpr int step_query_bytes = 16384;
 
+/* A barrier tells its phases apart by their parity alone, so whoever waits for one must wait for every
+ * phase of it. Where each warpgroup takes every other of an odd number of stages, a stage has two
+ * barriers in turns, which say that it is full: one for each warpgroup. */
 template <int D, int halves> struct keys_shared {
     static constexpr int stages = 6 - halves;
+    static constexpr int fillings = halves == 1 ? 2 * stages : stages; /* barriers that say so */
     static constexpr int key_bytes = GROUP_ROWS * D * 2;
     alignas(1024) unsigned char k[halves][key_bytes];
     alignas(1024) unsigned char v[halves][key_bytes];
     alignas(1024) unsigned char q[stages][step_query_bytes];
     alignas(1024) unsigned char d_out[stages][step_query_bytes];
     alignas(16) stats_pair stats[stages][step_queries<D>];
-    uint64_t keys_full, full[stages], empty[stages];
+    uint64_t keys_full, full[fillings], empty[stages];
     int32_t first_query[stages]; /* or NO_MORE */
     column_work work;
     bool exists;
@@ -62,6 +66,7 @@ template <int D, int halves> struct query_walk_sm90 {
     keys_shared<D, halves> &shared;
     const CUtensorMap *q_map, *d_out_map;
     stage_ring<keys_shared<D, halves>::stages> at;
+    stage_ring<keys_shared<D, halves>::fillings> filling;
     const stats_pair *stats; /* of query 0 of the head under way */
     int first_token, head, batch;
 };
@@ -80,7 +85,7 @@ __device__ __forceinline__ void push_step(query_walk_sm90<D, halves> &walk, int3
 {
     auto &shared = walk.shared;
     const int stage = walk.at.stage;
-    uint64_t *full = &shared.full[stage];
+    uint64_t *full = &shared.full[walk.filling.stage];
     barrier_wait(&shared.empty[stage], walk.at.phase ^ 1);
     shared.first_query[stage] = first;
     barrier_arrive_expect(full, 2 * step_query_bytes + sizeof(shared.stats[0]));
@@ -90,6 +95,7 @@ __device__ __forceinline__ void push_step(query_walk_sm90<D, halves> &walk, int3
                   walk.batch);
     bulk_load(shared.stats[stage], walk.stats + first, sizeof(shared.stats[0]), full);
     walk.at.advance();
+    walk.filling.advance();
 }
 
 /* Word that there are no more. */
@@ -99,8 +105,9 @@ __device__ __forceinline__ void push_end(query_walk_sm90<D, halves> &walk)
     auto &shared = walk.shared;
     barrier_wait(&shared.empty[walk.at.stage], walk.at.phase ^ 1);
     shared.first_query[walk.at.stage] = NO_MORE;
-    barrier_arrive(&shared.full[walk.at.stage]);
+    barrier_arrive(&shared.full[walk.filling.stage]);
     walk.at.advance();
+    walk.filling.advance();
 }
 
 /* The steps of one query block: those with a pair to count. */
@@ -143,7 +150,7 @@ __device__ void produce_queries(const sm90_arguments &x, keys_shared<D, halves> 
     const int lane = (int)threadIdx.x % 32, query_blocks = (int)s.query_blocks;
     const int64_t first_head = work.column.kv_head * g.group;
     query_walk_sm90<D, halves> walk = {
-        shared, q_map, d_out_map, {}, nullptr, (int)s.q_start, 0, g.packed ? 0 : (int)s.batch};
+        shared, q_map, d_out_map, {}, {}, nullptr, (int)s.q_start, 0, g.packed ? 0 : (int)s.batch};
     int64_t skip = work.begin, left = work.end - work.begin;
     for (int64_t head = first_head; left > 0 && head < first_head + g.group; head++) {
         const column_list list = list_of(g, x.mask, work.column, head);
@@ -260,25 +267,27 @@ struct whole_steps {
 /* A warpgroup's way along the ring of stages. */
 template <int D, int halves> struct stage_walk {
     static constexpr int stride = 3 - halves; /* 64 keys: every other stage is the other's */
-    stage_ring<keys_shared<D, halves>::stages> at;
-    uint32_t queries, full; /* addresses: of q in stage 0, of the barriers of stage 0 */
+    stage_ring<keys_shared<D, halves>::fillings> at;
+    uint32_t queries, full; /* addresses: of q in stage 0, of the first barrier */
     uint32_t q, next_q;     /* of q in this stage and in the next, uniform */
     int32_t first_query;
     int group;
+
+    __device__ __forceinline__ static int stage_of(int filling)
+    {
+        constexpr int stages = keys_shared<D, halves>::stages;
+        return filling < stages ? filling : filling - stages;
+    }
 };
 
-/* Waits for the walk's next stage. A barrier tells its phases apart by their parity: where the other
- * warpgroup has a stage every other time, its filling before, which may be late, comes first. */
+/* Waits for the walk's next stage. */
 template <int D, int halves>
 __device__ __forceinline__ void look_ahead(stage_walk<D, halves> &w)
 {
     auto next = w.at;
     next.advance(w.stride);
-    w.next_q = uniform(w.queries + next.stage * step_query_bytes);
-    const uint32_t full = w.full + next.stage * (uint32_t)sizeof(uint64_t);
-    if constexpr (halves == 1)
-        barrier_wait(full, next.phase ^ 1);
-    barrier_wait(full, next.phase);
+    w.next_q = uniform(w.queries + w.stage_of(next.stage) * step_query_bytes);
+    barrier_wait(w.full + next.stage * (uint32_t)sizeof(uint64_t), next.phase);
 }
 
 /* Hides pairs of a step's p or ds. */
@@ -301,7 +310,7 @@ __device__ __forceinline__ void add_step(const sm90_arguments &x, keys_shared<D,
                                          uint32_t v, const whole_steps &whole)
 {
     constexpr int n = step_queries<D> / 2;
-    const int stage = w.at.stage;
+    const int stage = w.stage_of(w.at.stage);
     const uint32_t q = w.q, d_out = q + (uint32_t)sizeof(shared.q);
     const bool hides = w.first_query < whole.begin || w.first_query > whole.last;
     float p[n], ds[n];
@@ -409,13 +418,13 @@ __device__ void consume_queries(const sm90_arguments &x, keys_shared<D, halves> 
         w.at.advance();
     barrier_wait(&shared.keys_full, 0);
     barrier_wait(&shared.full[w.at.stage], w.at.phase);
-    w.first_query = shared.first_query[w.at.stage];
-    w.q = uniform(w.queries + w.at.stage * step_query_bytes);
+    w.first_query = shared.first_query[w.stage_of(w.at.stage)];
+    w.q = uniform(w.queries + w.stage_of(w.at.stage) * step_query_bytes);
     while (w.first_query != NO_MORE) {
         add_step<T, D, halves>(x, shared, w, sums, k, v, whole);
         w.at.advance(w.stride);
         w.q = w.next_q;
-        w.first_query = shared.first_query[w.at.stage];
+        w.first_query = shared.first_query[w.stage_of(w.at.stage)];
     }
     const bool left = named_barrier_or(2, 256, sums.not_finite);
     if (threadIdx.x == 128)
@@ -445,10 +454,10 @@ __global__ void __launch_bounds__(keys_threads, 1)
         require_panel_alignment(raw);
         shared.exists = find_column_work(x.geometry, x.mask, x.plan, work_index(), &shared.work);
         barrier_init(&shared.keys_full, 1);
-        for (int stage = 0; stage < shared.stages; stage++) {
-            barrier_init(&shared.full[stage], 1);
+        for (int filling = 0; filling < shared.fillings; filling++)
+            barrier_init(&shared.full[filling], 1);
+        for (int stage = 0; stage < shared.stages; stage++)
             barrier_init(&shared.empty[stage], 128 * halves);
-        }
         barrier_init_fence();
     }
     __syncthreads();
