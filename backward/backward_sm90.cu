@@ -52,6 +52,7 @@ struct sm90_call {
     const hpa_plan *plan;
     const void *mask;
     const hpa_inputs *in;
+    const hpa_outputs *out;
     const hpa_gradients *grads;
     const hpa_exec *exec;
     const hpa_backward_parts *others;
@@ -65,8 +66,9 @@ hpa_status launch_queries_sm90(const sm90_call &call, const sm90_arguments &x)
     const hpa_geometry *g = &x.geometry;
     const auto box_tokens = (uint32_t)hpa_min(g->block_k, step_keys);
     const auto map_of = box_tokens == step_keys ? hpa_tma_rows_map_of : hpa_tma_map_of;
-    CUtensorMap q_map, d_out_map, k_map, v_map;
+    CUtensorMap q_map, out_map, d_out_map, k_map, v_map;
     HPA_TRY(hpa_tma_rows_map_of(&q_map, "in.q", &call.in->q, g->packed, GROUP_ROWS));
+    HPA_TRY(hpa_tma_rows_map_of(&out_map, "out.out", &call.out->out, g->packed, GROUP_ROWS));
     HPA_TRY(hpa_tma_rows_map_of(&d_out_map, "grads.d_out", &call.grads->d_out, g->packed,
                                 GROUP_ROWS));
     HPA_TRY(map_of(&k_map, "in.k", &call.in->k, g->packed, box_tokens));
@@ -76,8 +78,8 @@ hpa_status launch_queries_sm90(const sm90_call &call, const sm90_arguments &x)
     HPA_TRY(hpa_cuda_launch(
         call.name, backward_queries_sm90_kernel<T, D>,
         dim3((unsigned)hpa_min(x.query_tiles, call.plan->cuda.multiprocessors)),
-        dim3(queries_threads), sizeof(queries_shared<D>), call.stream, x, q_map, d_out_map,
-        k_map, v_map));
+        dim3(queries_threads), sizeof(queries_shared<D>), call.stream, x, q_map, out_map,
+        d_out_map, k_map, v_map));
     return call.others->queries(call.plan, call.mask, call.in, call.grads, call.exec,
                                 x.queries_left);
 }
@@ -114,13 +116,13 @@ hpa_status launch_keys_sm90(const sm90_call &call, const sm90_arguments &x)
 }
 
 template <typename T, int D>
-hpa_status launch_backward_sm90(const sm90_call &call, const sm90_arguments &x,
-                                const hpa_outputs *out)
+hpa_status launch_backward_sm90(const sm90_call &call, const sm90_arguments &x)
 {
-    HPA_TRY((launch_row_stats<T, 8>(x.geometry, x.mask, out, call.grads, (void *)x.stats,
-                                    1.4426950408889634, call.stream)));
     if (x.dq.data)
         HPA_TRY((launch_queries_sm90<T, D>(call, x)));
+    else
+        HPA_TRY((launch_row_stats<T, 8>(x.geometry, x.mask, call.out, call.grads, x.stats,
+                                        LSE_FACTOR, call.stream)));
     if (x.dk.data || x.dv.data)
         HPA_TRY((launch_keys_sm90<T, D>(call, x)));
     return HPA_OK;
@@ -137,7 +139,9 @@ sm90_arguments arguments_of(const sm90_call &call)
             .q = rows_of(&call.in->q, g->packed),
             .k = rows_of(&call.in->k, g->packed),
             .v = rows_of(&call.in->v, g->packed),
+            .lse = rows_of(&call.out->lse, g->packed),
             .d_out = rows_of(&call.grads->d_out, g->packed),
+            .d_lse = rows_of(&call.grads->d_lse, g->packed),
             .dq = rows_of(&call.grads->dq, g->packed),
             .dk = rows_of(&call.grads->dk, g->packed),
             .dv = rows_of(&call.grads->dv, g->packed),
@@ -153,19 +157,19 @@ sm90_arguments arguments_of(const sm90_call &call)
 }
 
 template <typename T, int D>
-hpa_status run_backward_sm90(const sm90_call &call, const hpa_outputs *out,
-                             const hpa_backward_kernel *otherwise)
+hpa_status run_backward_sm90(const sm90_call &call, const hpa_backward_kernel *otherwise)
 {
     const hpa_geometry *g = &call.plan->geometry;
     const bool can_copy = hpa_tma_can_copy(&call.in->q) && hpa_tma_can_copy(&call.in->k) &&
-                          hpa_tma_can_copy(&call.in->v) && hpa_tma_can_copy(&call.grads->d_out);
-    if (!can_copy || !all_rows_are_aligned(call.in, out, call.grads) || g->total_q == 0 ||
+                          hpa_tma_can_copy(&call.in->v) && hpa_tma_can_copy(&call.out->out) &&
+                          hpa_tma_can_copy(&call.grads->d_out);
+    if (!can_copy || !all_rows_are_aligned(call.in, call.out, call.grads) || g->total_q == 0 ||
         g->total_kv == 0)
-        return otherwise->run(call.plan, call.mask, call.in, out, call.grads, call.exec);
+        return otherwise->run(call.plan, call.mask, call.in, call.out, call.grads, call.exec);
     int32_t before;
     HPA_TRY(hpa_cuda_enter(call.plan->cuda.id, &before));
     return hpa_cuda_leave(before,
-                          launch_backward_sm90<T, D>(call, arguments_of(call), out));
+                          launch_backward_sm90<T, D>(call, arguments_of(call)));
 }
 
 } // namespace
@@ -178,12 +182,13 @@ hpa_status run_backward_sm90(const sm90_call &call, const hpa_outputs *out,
         const sm90_call call = {plan,                                                           \
                                 mask,                                                           \
                                 in,                                                             \
+                                out,                                                            \
                                 grads,                                                          \
                                 exec,                                                           \
                                 &hpa_backward_mma_parts_##name##_##head_dim,                    \
                                 hpa_cuda_stream(exec),                                          \
                                 "backward_sm90_" #name "_" #head_dim};                          \
-        return run_backward_sm90<type, head_dim>(call, out,                                     \
+        return run_backward_sm90<type, head_dim>(call,                                          \
                                                  &hpa_backward_mma_##name##_##head_dim);        \
     }                                                                                           \
     extern "C" const hpa_backward_kernel hpa_backward_sm90_##name##_##head_dim = {              \

@@ -22,8 +22,8 @@ inline constexpr int keys_threads = 128 + 256; /* producer, consumers */
 template <int D> inline constexpr int step_queries = 8192 / D;
 inline constexpr int step_query_bytes = 16384;
 
-/* A barrier tells its phases apart by their parity alone, so whoever waits for one must wait for every
- * phase of it. Where each warpgroup takes every other of an odd number of stages, a stage has two
+/* A barrier tells its phases apart by their parity alone, so whoever waits for one of them must wait
+ * for every one. Where each warpgroup takes every other of an odd number of stages, a stage has two
  * barriers in turns, which say that it is full: one for each warpgroup. */
 template <int D, int halves> struct keys_shared {
     static constexpr int stages = 6 - halves;
@@ -250,13 +250,19 @@ template <int n>
 __device__ __forceinline__ void hide_queries_of_step(float (&values)[n], const keys_view &view,
                                                      int32_t key, int32_t first_query)
 {
+    /* Of the thread's queries, counted from its first, `seen` see its key, from `from` on. */
+    const int32_t first = first_query + (int)threadIdx.x % 4 * 2;
+    int32_t from[2];
+    uint32_t seen[2];
 #pragma unroll
-    for (int i = 0; i < n; i++) {
-        const int32_t query = first_query + i / 4 * 8 + (int)threadIdx.x % 4 * 2 + i % 2;
-        if (query >= view.queries ||
-            (view.causal && key + i / 2 % 2 * 8 > query + view.position))
-            values[i] = 0;
+    for (int half = 0; half < 2; half++) {
+        from[half] = view.causal ? max(key + 8 * half - view.position - first, 0) : 0;
+        seen[half] = (uint32_t)max(view.queries - first - from[half], 0);
     }
+#pragma unroll
+    for (int i = 0; i < n; i++)
+        if ((uint32_t)(i / 4 * 8 + i % 2 - from[i / 2 % 2]) >= seen[i / 2 % 2])
+            values[i] = 0;
 }
 
 /* First queries of the steps in which every pair of the warpgroup counts. */
@@ -281,8 +287,7 @@ template <int D, int halves> struct stage_walk {
 };
 
 /* Waits for the walk's next stage. */
-template <int D, int halves>
-__device__ __forceinline__ void look_ahead(stage_walk<D, halves> &w)
+template <int D, int halves> __device__ __forceinline__ void look_ahead(stage_walk<D, halves> &w)
 {
     auto next = w.at;
     next.advance(w.stride);
@@ -297,8 +302,7 @@ __device__ __forceinline__ void hide_pairs(const sm90_arguments &x, keys_shared<
 {
     const keys_view view = view_of(x.geometry, shared);
     const int32_t row = (int)threadIdx.x % 128 / 32 * 16 + (int)threadIdx.x % 32 / 4;
-    hide_queries_of_step(values, view,
-                         view.first_key + (halves - 1) * w.group * GROUP_ROWS + row,
+    hide_queries_of_step(values, view, view.first_key + (halves - 1) * w.group * GROUP_ROWS + row,
                          w.first_query);
 }
 
@@ -337,8 +341,9 @@ __device__ __forceinline__ void add_step(const sm90_arguments &x, keys_shared<D,
     differentiate_queries(ds, p, delta);
     if (hides) {
         hide_pairs(x, shared, w, ds);
-        sums.not_finite |= group_share_is_not_finite<T>(shared.q[stage], step_query_bytes) ||
-                           group_share_is_not_finite<T>(shared.d_out[stage], step_query_bytes);
+        const bool q_is = group_share_is_not_finite<T, step_query_bytes>(shared.q[stage]);
+        const bool d_out_is = group_share_is_not_finite<T, step_query_bytes>(shared.d_out[stage]);
+        sums.not_finite |= (int)q_is | (int)d_out_is;
     }
     pack_sums<T>(left_ds, ds);
     wgmma_fence();

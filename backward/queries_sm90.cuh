@@ -4,10 +4,11 @@
  *
  * One thread plans: it finds the next tile and writes down what the others need to know of it.
  * One warp fetches 64 keys at a time, k and v, into a ring of stages, from the end of the row's
- * list. Two warpgroups of 64 queries each take them out. Before a tile's keys come its queries and
- * dO, a stage for each: they are kept in registers as left operands, which spares shared memory
- * their reading, as it does with ds. Thread blocks stay and take the next tile whenever one is done:
- * which of them has a tile does not matter to its sums. */
+ * list. Two warpgroups of 64 queries each take them out. Before a tile's keys come its dO, O and q,
+ * a stage for each. q and dO are kept in registers as left operands, which spares shared memory
+ * their reading, as it does with ds. Of dO and O two more warps make delta, while the tile before is
+ * under way, and leave it in scratch with lse, for dk and dv too. Thread blocks stay and take the
+ * next tile whenever one is done: which of them has a tile does not matter to its sums. */
 #ifndef HPA_BACKWARD_QUERIES_SM90_CUH
 #define HPA_BACKWARD_QUERIES_SM90_CUH
 
@@ -17,7 +18,8 @@ namespace
 {
 
 inline constexpr int tile_queries = 128;
-inline constexpr int queries_threads = 128 + 256; /* planner and producer, consumers */
+inline constexpr int queries_threads = 128 + 256; /* planner, producer and stats, consumers */
+inline constexpr int stats_threads = 64;          /* of two rows each */
 inline constexpr int step_keys = 64; /* that one step multiplies with the queries */
 template <int D> inline constexpr int step_key_bytes = step_keys * D * 2;
 inline constexpr int most_boxes = 4; /* blocks of keys in a step */
@@ -27,8 +29,9 @@ inline constexpr int query_jobs = 2; /* tiles of queries: this one and the next 
  * or halves of blocks longer than a step. */
 struct query_job {
     int64_t number;
-    void *dq; /* its first row */
-    const stats_pair *stats;
+    void *dq; /* its first row, as are ... */
+    const float *lse, *d_lse; /* NULL: lse has no gradient */
+    stats_pair *stats;
     const int32_t *blocks; /* that it keeps, ascending */
     int boxes, steps;
     int rows;       /* queries; 0: there are no more tiles */
@@ -57,7 +60,7 @@ template <int D> struct queries_shared {
     uint64_t full[stages], empty[stages];
     int32_t key_of_box[stages][most_boxes]; /* first key of each box; -1: no block */
     int32_t last_key[stages];               /* of the step; INT_MAX where a box has no block */
-    uint64_t job_full[query_jobs], job_empty[query_jobs];
+    uint64_t job_full[query_jobs], job_empty[query_jobs], sent[query_jobs], stats_full[query_jobs];
     query_job job[query_jobs];
     alignas(16) stats_pair stats[query_jobs][tile_queries];
 };
@@ -76,6 +79,10 @@ __device__ __forceinline__ bool plan_queries(const sm90_arguments &x, int64_t nu
     const key_boxes boxes = key_boxes_of(g);
     job->number = number;
     job->dq = row_at<T>(x.dq, s.batch, tile.head, s.q_start, tile.begin);
+    job->lse = row_at<const float>(x.lse, s.batch, tile.head, s.q_start, tile.begin);
+    job->d_lse = x.d_lse.data
+                     ? row_at<const float>(x.d_lse, s.batch, tile.head, s.q_start, tile.begin)
+                     : nullptr;
     job->stats = x.stats + slot_of_query(g, s, tile.head, tile.begin);
     job->blocks = x.mask.row_blocks + tile.mask_row * g.capacity;
     job->boxes =
@@ -151,23 +158,18 @@ __device__ __forceinline__ int key_of(const key_walk &walk, int place)
            ((box & ((1 << per_block_shift) - 1)) << walk.box_shift);
 }
 
-/* A stage of q or dO: 64 rows of the tile for each warpgroup, in the places of k and v. stats: where
- * those of the tile go; NULL: not with this stage. */
+/* A stage of dO, O or q: 64 rows of the tile for each warpgroup, in the places of k and v. */
 template <int D>
 __device__ __forceinline__ void fetch_queries(queries_shared<D> &shared,
                                               stage_ring<queries_shared<D>::stages> &at,
-                                              const query_job &job, const CUtensorMap *map,
-                                              stats_pair *stats)
+                                              const query_job &job, const CUtensorMap *map)
 {
     if (threadIdx.x == 0) {
         uint64_t *full = &shared.full[at.stage];
-        const uint32_t stats_bytes = stats ? sizeof(shared.stats[0]) : 0;
         barrier_wait(&shared.empty[at.stage], at.phase ^ 1);
-        barrier_arrive_expect(full, 2 * step_key_bytes<D> + stats_bytes);
+        barrier_arrive_expect(full, 2 * step_key_bytes<D>);
         tma_load_rows(shared.k[at.stage], map, full, job.token, job.head, job.batch);
         tma_load_rows(shared.v[at.stage], map, full, job.token + GROUP_ROWS, job.head, job.batch);
-        if (stats)
-            bulk_load(stats, job.stats, stats_bytes, full);
     }
     at.advance();
 }
@@ -227,8 +229,9 @@ __device__ __forceinline__ void push_keys(queries_shared<D> &shared,
 
 template <int D>
 __device__ void produce_keys(const sm90_arguments &x, queries_shared<D> &shared,
-                             const CUtensorMap *q_map, const CUtensorMap *d_out_map,
-                             const CUtensorMap *k_map, const CUtensorMap *v_map)
+                             const CUtensorMap *q_map, const CUtensorMap *out_map,
+                             const CUtensorMap *d_out_map, const CUtensorMap *k_map,
+                             const CUtensorMap *v_map)
 {
     stage_ring<queries_shared<D>::stages> at;
     for (stage_ring<query_jobs> job_at;; job_at.advance()) {
@@ -238,10 +241,13 @@ __device__ void produce_keys(const sm90_arguments &x, queries_shared<D> &shared,
             return;
         const key_walk walk = key_walk_of(x, job);
         if (walk.steps > 0) {
-            fetch_queries(shared, at, job, q_map, shared.stats[job_at.stage]);
-            fetch_queries(shared, at, job, d_out_map, nullptr);
+            fetch_queries(shared, at, job, d_out_map);
+            fetch_queries(shared, at, job, out_map);
+            fetch_queries(shared, at, job, q_map);
             __syncwarp();
         }
+        if (threadIdx.x == 0)
+            barrier_arrive(&shared.sent[job_at.stage]);
         leave_stage(&shared.job_empty[job_at.stage]);
 #pragma unroll 1
         for (int place = 0; place < walk.steps * walk.per_step; place += 32) {
@@ -251,6 +257,80 @@ __device__ void produce_keys(const sm90_arguments &x, queries_shared<D> &shared,
             for (int lane = 0; lane < end; lane += walk.per_step, at.advance())
                 push_keys(shared, at, walk, mine, lane, k_map, v_map);
         }
+    }
+}
+
+/* The stats: two warps, each for the 64 rows in the places of k or of v. A lane has two rows. They
+ * see few of the stages, and a barrier tells its phases apart by their parity alone: so before they
+ * wait for a stage they wait until the producer has begun to fill it. */
+
+template <typename T>
+__device__ __forceinline__ void add_products(float &sum, const uint4 &a, const uint4 &b)
+{
+    const uint32_t words_a[4] = {a.x, a.y, a.z, a.w}, words_b[4] = {b.x, b.y, b.z, b.w};
+#pragma unroll
+    for (int n = 0; n < 4; n++) {
+        const float2 x = unpack<T>(words_a[n]), y = unpack<T>(words_b[n]);
+        sum = fma(x.y, y.y, fma(x.x, y.x, sum));
+    }
+}
+
+/* o . dO (row_stats.cuh). o, d_out: tiles of 64 rows. */
+template <typename T, int D>
+__device__ __forceinline__ float product_of_rows(const unsigned char *o,
+                                                 const unsigned char *d_out, int row)
+{
+    float sums[ROW_SUMS] = {};
+#pragma unroll 1
+    for (int first = 0; first < D / 8; first += ROW_SUMS)
+#pragma unroll
+        for (int n = 0; n < ROW_SUMS; n++) {
+            const int eight = first + n;
+            const int at =
+                eight / 8 * (GROUP_ROWS * 128) + row * 128 + (eight % 8 ^ row % 8) * 16;
+            add_products<T>(sums[n], *reinterpret_cast<const uint4 *>(o + at),
+                            *reinterpret_cast<const uint4 *>(d_out + at));
+        }
+    return (sums[0] + sums[2]) + (sums[1] + sums[3]);
+}
+
+template <typename T, int D>
+__device__ void find_all_stats(const sm90_arguments &x, queries_shared<D> &shared)
+{
+    constexpr int stages = queries_shared<D>::stages;
+    const int thread = (int)threadIdx.x - 64, rows = thread / 32 * GROUP_ROWS;
+    stage_ring<stages> at;
+    for (stage_ring<query_jobs> job_at;; job_at.advance()) {
+        barrier_wait(&shared.job_full[job_at.stage], job_at.phase);
+        const query_job &job = shared.job[job_at.stage];
+        if (job.rows == 0)
+            return;
+        barrier_wait(&shared.sent[job_at.stage], job_at.phase);
+        if (job.steps > 0) {
+            stage_ring<stages> out_at = at;
+            out_at.advance();
+            barrier_wait(&shared.full[at.stage], at.phase);
+            barrier_wait(&shared.full[out_at.stage], out_at.phase);
+            const unsigned char *d_out = rows ? shared.v[at.stage] : shared.k[at.stage];
+            const unsigned char *o = rows ? shared.v[out_at.stage] : shared.k[out_at.stage];
+#pragma unroll 1
+            for (int row = thread % 32; row < GROUP_ROWS; row += 32) {
+                const int in_tile = rows + row;
+                float delta = product_of_rows<T, D>(o, d_out, row);
+                if (in_tile < job.rows) {
+                    if (job.d_lse)
+                        delta -= job.d_lse[in_tile * x.d_lse.strides.token];
+                    const stats_pair pair =
+                        stats_of(job.lse[in_tile * x.lse.strides.token], delta, LSE_FACTOR);
+                    shared.stats[job_at.stage][in_tile] = pair;
+                    job.stats[in_tile] = pair;
+                }
+            }
+            const int next = at.stage + 3 + job.steps;
+            at = {next % stages, at.phase ^ (next / stages & 1)};
+        }
+        barrier_arrive(&shared.stats_full[job_at.stage]);
+        leave_stage(&shared.job_empty[job_at.stage]);
     }
 }
 
@@ -277,7 +357,7 @@ template <int D> struct ring_walk {
     bool not_finite; /* a step with hidden pairs had such a key */
 };
 
-/* The warpgroup's rows of the walk's stage, as left operand. */
+/* The warpgroup's rows of the walk's stage, as left operand. The stage is not left yet. */
 template <int D>
 __device__ __forceinline__ void take_left(queries_shared<D> &shared, ring_walk<D> &w,
                                           uint32_t (&left)[D / 16][4])
@@ -290,20 +370,29 @@ __device__ __forceinline__ void take_left(queries_shared<D> &shared, ring_walk<D
     for (int d = 0; d < D / 16; d++)
         load_matrices(left[d], rows + d / 4 * (GROUP_ROWS * 128) +
                                    ((d % 4 * 2 + lane / 16) ^ row % 8) * 16);
+}
+
+template <int D> __device__ __forceinline__ void leave_and_advance(ring_walk<D> &w)
+{
     leave_stage(w.empty + w.at.stage * (uint32_t)sizeof(uint64_t));
     w.at.advance();
 }
 
-/* stats: of the tile. */
+/* Once the stats are there, dO and O have been read by their warps, too. */
 template <int D>
 __device__ __forceinline__ void take_queries(const sm90_arguments &x, const query_job &job,
-                                             const stats_pair *stats, queries_shared<D> &shared,
-                                             ring_walk<D> &w, query_operands<D> &own, int row)
+                                             const stage_ring<query_jobs> &job_at,
+                                             queries_shared<D> &shared, ring_walk<D> &w,
+                                             query_operands<D> &own, int row)
 {
-    take_left(shared, w, own.q);
-    own.stats[0] = stats[row];
-    own.stats[1] = stats[row + 8];
     take_left(shared, w, own.d_out);
+    barrier_wait(&shared.stats_full[job_at.stage], job_at.phase);
+    own.stats[0] = shared.stats[job_at.stage][row];
+    own.stats[1] = shared.stats[job_at.stage][row + 8];
+    leave_and_advance(w);
+    leave_and_advance(w);
+    take_left(shared, w, own.q);
+    leave_and_advance(w);
     own.all_see = last_key_of(x, job, row / GROUP_ROWS * GROUP_ROWS);
 }
 
@@ -397,7 +486,7 @@ __device__ __forceinline__ void walk_keys(const sm90_arguments &x, queries_share
         if (shared.last_key[w.at.stage] > own.all_see) {
             hide_keys_of_step(s, x, job, shared.key_of_box[w.at.stage]);
             w.not_finite |=
-                group_share_is_not_finite<T>(shared.k[w.at.stage], step_key_bytes<D>);
+                group_share_is_not_finite<T, step_key_bytes<D>>(shared.k[w.at.stage]);
         }
         pack_sums<T>(left, s);
     };
@@ -470,7 +559,7 @@ __device__ void consume_keys(const sm90_arguments &x, queries_shared<D> &shared)
         const int steps = (int)uniform((uint32_t)job.steps);
         if (steps > 0) {
             query_operands<D> own;
-            take_queries(x, job, shared.stats[job_at.stage], shared, w, own, row);
+            take_queries(x, job, job_at, shared, w, own, row);
             walk_keys<T, D>(x, shared, w, job, steps, own, dq);
         }
         const bool left = named_barrier_or(1 + group, 128, w.not_finite);
@@ -488,6 +577,7 @@ template <typename T, int D>
 __global__ void __launch_bounds__(queries_threads, 1)
     backward_queries_sm90_kernel(const __grid_constant__ sm90_arguments x,
                                  const __grid_constant__ CUtensorMap q_map,
+                                 const __grid_constant__ CUtensorMap out_map,
                                  const __grid_constant__ CUtensorMap d_out_map,
                                  const __grid_constant__ CUtensorMap k_map,
                                  const __grid_constant__ CUtensorMap v_map)
@@ -503,7 +593,9 @@ __global__ void __launch_bounds__(queries_threads, 1)
         }
         for (int stage = 0; stage < query_jobs; stage++) {
             barrier_init(&shared.job_full[stage], 1);
-            barrier_init(&shared.job_empty[stage], 256 + 32); /* and the producer */
+            barrier_init(&shared.job_empty[stage], 256 + 32 + stats_threads); /* and the producer */
+            barrier_init(&shared.sent[stage], 1);
+            barrier_init(&shared.stats_full[stage], stats_threads);
         }
         barrier_init_fence();
     }
@@ -511,7 +603,9 @@ __global__ void __launch_bounds__(queries_threads, 1)
     if (threadIdx.x < 128) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
         if (threadIdx.x < 32)
-            produce_keys<D>(x, shared, &q_map, &d_out_map, &k_map, &v_map);
+            produce_keys<D>(x, shared, &q_map, &out_map, &d_out_map, &k_map, &v_map);
+        else if (threadIdx.x >= 64)
+            find_all_stats<T>(x, shared);
         else if (threadIdx.x == 32)
             plan_all_queries<T>(x, shared);
     } else {

@@ -27,7 +27,19 @@ struct row_stats_arguments {
     int lanes;         /* that share a row: a power of 2 */
 };
 
-/* o . dO, this lane's share: every `lanes`-th piece of `width` elements, read in one access. */
+template <typename sum_type>
+__device__ __forceinline__ row_stats<sum_type> stats_of(sum_type lse, sum_type delta,
+                                                        double lse_factor)
+{
+    return {lse == -(sum_type)INFINITY ? (sum_type)INFINITY : lse * (sum_type)lse_factor, delta};
+}
+
+/* o . dO of a row is four sums, of every fourth eight elements each, in their order, that are added
+ * up crosswise: so that whoever finds it, these lanes or a kernel that has the row anyway
+ * (queries_sm90.cuh), finds the same bits. */
+#define ROW_SUMS 4
+
+/* This lane's share: every `lanes`-th piece of `width` elements, read in one access. */
 template <typename T, int width>
 __device__ __forceinline__ sum_of<T> share_of_product(const T *o, const T *d_o, int64_t head_dim,
                                                       int lanes)
@@ -41,7 +53,7 @@ __device__ __forceinline__ sum_of<T> share_of_product(const T *o, const T *d_o, 
         const piece b = reinterpret_cast<const piece *>(d_o)[d];
 #pragma unroll
         for (int n = 0; n < width; n++)
-            sum += to_sum(a.element[n]) * to_sum(b.element[n]);
+            sum = fma(to_sum(a.element[n]), to_sum(b.element[n]), sum);
     }
     return sum;
 }
@@ -53,9 +65,9 @@ __device__ __forceinline__ void write_stats(const row_stats_arguments &x, const 
     using sum_type = sum_of<T>;
     if (x.d_lse.data)
         delta -= *row_at<const sum_type>(x.d_lse, s.batch, head, s.q_start, query);
-    const sum_type lse = *row_at<const sum_type>(x.lse, s.batch, head, s.q_start, query);
-    static_cast<row_stats<sum_type> *>(x.stats)[slot_of_query(x.geometry, s, head, query)] = {
-        lse == -(sum_type)INFINITY ? (sum_type)INFINITY : lse * (sum_type)x.lse_factor, delta};
+    static_cast<row_stats<sum_type> *>(x.stats)[slot_of_query(x.geometry, s, head, query)] =
+        stats_of(*row_at<const sum_type>(x.lse, s.batch, head, s.q_start, query), delta,
+                 x.lse_factor);
 }
 
 /* Queries that some lanes take at once, so that their loads overlap. */
@@ -112,7 +124,7 @@ hpa_status launch_row_stats(const hpa_geometry &g, const hpa_mask &mask, const h
                             const hpa_gradients *grads, void *stats, double lse_factor,
                             cudaStream_t stream)
 {
-    int lanes = 32;
+    int lanes = width == 1 ? 32 : ROW_SUMS;
     while (lanes > 1 && lanes / 2 * width >= g.head_dim)
         lanes /= 2;
     const row_stats_arguments x = {g,

@@ -8,17 +8,20 @@
 namespace
 {
 
+/* lse in the stats is for powers of 2. */
+#define LSE_FACTOR 1.4426950408889634
+
 struct sm90_arguments {
     hpa_geometry geometry;
     hpa_mask mask;
     column_plan plan;
-    tensor_rows q, k, v, d_out, dq, dk, dv;
-    const stats_pair *stats; /* [heads_q][row_slots][block_q] */
-    uint8_t *queries_left;   /* [query_tiles][2]: 1 where 64 queries are left to the other kernels */
-    uint8_t *keys_left;      /* [most_pieces + columns]: 1 where that column or piece of it is */
+    tensor_rows q, k, v, lse, d_out, d_lse, dq, dk, dv;
+    stats_pair *stats;     /* [heads_q][row_slots][block_q]; found with dq if that is wanted */
+    uint8_t *queries_left; /* [query_tiles][2]: 1 where 64 queries are left to the other kernels */
+    uint8_t *keys_left;    /* [most_pieces + columns]: 1 where that column or piece of it is */
     int64_t query_tiles;
     unsigned long long *next_query_tile; /* how many have been taken */
-    int tiles_per_block; /* of 128 queries, in a query block */
+    int tiles_per_block;                 /* of 128 queries, in a query block */
     float scale, scale_log2;
     bool accumulate;
 };

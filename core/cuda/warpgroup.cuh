@@ -160,18 +160,33 @@ __device__ __forceinline__ uint4 gather_columns(const uint32_t (&words)[4])
     return make_uint4(whole[0], whole[1], whole[2], whole[3]);
 }
 
+/* sum + 0 x for two elements each: no longer 0 once an x was not finite. */
+template <typename T> __device__ __forceinline__ void add_nothing(uint32_t &sum, uint32_t x);
+
+#define HPA_DEFINE_ADD_NOTHING(type, name)                                                    \
+    template <> __device__ __forceinline__ void add_nothing<type>(uint32_t & sum, uint32_t x) \
+    {                                                                                         \
+        asm("fma.rn." name " %0, %1, %2, %0;" : "+r"(sum) : "r"(x), "r"(0));                  \
+    }
+HPA_DEFINE_ADD_NOTHING(__half, "f16x2")
+HPA_DEFINE_ADD_NOTHING(__nv_bfloat16, "bf16x2")
+#undef HPA_DEFINE_ADD_NOTHING
+
 /* Do `bytes` of shared memory hold a 16-bit element that is not finite, as far as this thread of
  * 128 has looked? */
-template <typename T>
-__device__ __forceinline__ bool group_share_is_not_finite(const unsigned char *tile, int bytes)
+template <typename T, int bytes>
+__device__ __forceinline__ bool group_share_is_not_finite(const unsigned char *tile)
 {
-    bool found = false;
-    for (int at = (int)threadIdx.x % 128 * 16; at < bytes; at += 128 * 16) {
-        const uint4 chunk = *reinterpret_cast<const uint4 *>(tile + at);
-        found |= finite_or_zero<T>(chunk.x) != chunk.x || finite_or_zero<T>(chunk.y) != chunk.y ||
-                 finite_or_zero<T>(chunk.z) != chunk.z || finite_or_zero<T>(chunk.w) != chunk.w;
+    uint32_t sums[4] = {};
+#pragma unroll
+    for (int at = 0; at < bytes; at += 128 * 16) {
+        const uint4 chunk = *reinterpret_cast<const uint4 *>(tile + at + threadIdx.x % 128 * 16);
+        add_nothing<T>(sums[0], chunk.x);
+        add_nothing<T>(sums[1], chunk.y);
+        add_nothing<T>(sums[2], chunk.z);
+        add_nothing<T>(sums[3], chunk.w);
     }
-    return found;
+    return ((sums[0] | sums[1] | sums[2] | sums[3]) & 0x7fff7fff) != 0;
 }
 
 #endif
