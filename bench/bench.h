@@ -10,9 +10,10 @@ typedef struct bench_options {
     hpa_desc desc; /* seq_q, seq_kv and, with dense, top_k come from bench_desc */
     int64_t lengths[BENCH_MAX_LENGTHS];
     int64_t n_lengths;
-    int64_t repeat;    /* timed repetitions; the median is reported */
-    int64_t gemm_size; /* rows and columns of the matrices of the product to compare with */
-    bool dense;        /* top_k is the length: every visible key is kept */
+    int64_t repeat;        /* timed repetitions; the median is reported */
+    int64_t check_repeats; /* steps on equal inputs that must give equal bits */
+    int64_t gemm_size;     /* rows and columns of the matrices of the product to compare with */
+    bool dense;            /* top_k is the length: every visible key is kept */
     bool json;
     bool help;
 } bench_options;

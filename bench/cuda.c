@@ -57,6 +57,12 @@ static bool write_device(void *to, const void *host, size_t bytes)
            SUCCEEDED(cudaStreamSynchronize(stream()));
 }
 
+static bool read_device(void *host, const void *from, size_t bytes)
+{
+    return SUCCEEDED(cudaMemcpyAsync(host, from, bytes, cudaMemcpyDeviceToHost, stream())) &&
+           SUCCEEDED(cudaStreamSynchronize(stream()));
+}
+
 static bool mark(int n)
 {
     if (!marks[n] && !SUCCEEDED(cudaEventCreate(&marks[n])))
@@ -244,6 +250,7 @@ const bench_device bench_cuda = {
     .allocate = allocate,
     .release = release,
     .write = write_device,
+    .read = read_device,
     .stream = stream_of_exec,
     .mark = mark,
     .wait = wait,

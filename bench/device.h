@@ -10,6 +10,7 @@ typedef struct bench_device {
     void *(*allocate)(size_t bytes); /* aligned for any kernel; NULL when there is not enough */
     void (*release)(void *memory);
     bool (*write)(void *to, const void *host, size_t bytes);
+    bool (*read)(void *host, const void *from, size_t bytes);
     void *(*stream)(void); /* for hpa_exec */
     bool (*mark)(int n);   /* here, after the work so far, is point n of time */
     bool (*wait)(void);    /* for the work so far: false after one line on stderr */

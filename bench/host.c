@@ -27,6 +27,12 @@ static bool write_host(void *to, const void *host, size_t bytes)
     return true;
 }
 
+static bool read_host(void *host, const void *from, size_t bytes)
+{
+    memcpy(host, from, bytes);
+    return true;
+}
+
 static void *no_stream(void)
 {
     return NULL;
@@ -70,6 +76,7 @@ static const bench_device host = {
     .allocate = bench_alloc,
     .release = free,
     .write = write_host,
+    .read = read_host,
     .stream = no_stream,
     .mark = mark,
     .wait = wait,

@@ -25,6 +25,7 @@ enum number_option {
     SEARCH_SPAN,
     THREADS,
     REPEAT,
+    CHECK_REPEATS,
     GEMM_SIZE,
     NUMBERS
 };
@@ -51,6 +52,8 @@ static const struct {
     [SEARCH_SPAN] = {"search-span", 1, 1, 64, "query blocks that share the search's coarse levels"},
     [THREADS] = {"threads", 0, 0, 1 << 12, "0: OpenMP's choice"},
     [REPEAT] = {"repeat", 5, 1, 1000, "timed repetitions, after a warm-up"},
+    [CHECK_REPEATS] = {"check-repeats", 0, 0, 100000,
+                       "steps on equal inputs besides, whose results must be equal bit for bit"},
     [GEMM_SIZE] = {"gemm-size", 4096, 1, 1 << 15, "side of the matrix product to compare with"},
 };
 
@@ -226,6 +229,7 @@ static void apply_numbers(bench_options *options, const int64_t *values)
     desc->search_span = (int32_t)values[SEARCH_SPAN];
     desc->num_threads = values[THREADS] ? (int32_t)values[THREADS] : omp_get_max_threads();
     options->repeat = values[REPEAT];
+    options->check_repeats = values[CHECK_REPEATS];
     options->gemm_size = values[GEMM_SIZE];
 }
 

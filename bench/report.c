@@ -79,6 +79,9 @@ static void print_per_token(const bench_options *options, const bench_result *re
         printf("%s%lld: %.3f ms",
                n ? ", " : "\nof the mask, its transpose: ", (long long)results[n].seq,
                results[n].transpose_ms);
+    if (options->check_repeats > 0)
+        printf("\n%lld more steps on equal inputs gave equal bits at each length.",
+               (long long)options->check_repeats);
     printf("\n(x): of the rate of the matrix product. levels: of the tree search, for the last "
            "queries.\n");
 }
@@ -121,7 +124,7 @@ static json_t *description_object(const bench_options *options, const bench_ceil
 {
     const hpa_desc *desc = &options->desc;
     /* clang-format off */
-    return json_pack("{ss ss ss si sI sI sI sI sb si si si si si si si si si si sb sb sI sI sf}",
+    return json_pack("{ss ss ss si sI sI sI sI sb si si si si si si si si si si sb sb sI sI sI sf}",
                      "build", hpa_build_info(),
                      "backend", bench_backend_name(desc->device),
                      "dtype", bench_dtype_name(desc->dtype),
@@ -144,6 +147,7 @@ static json_t *description_object(const bench_options *options, const bench_ceil
                      "share_heads", desc->share_heads,
                      "dense", options->dense,
                      "repeat", (json_int_t)options->repeat,
+                     "check_repeats", (json_int_t)options->check_repeats,
                      "gemm_size", (json_int_t)options->gemm_size,
                      "copy_gbytes", ceilings->copy_gbytes);
     /* clang-format on */

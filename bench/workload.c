@@ -3,6 +3,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 static int compare_doubles(const void *a, const void *b)
 {
@@ -245,6 +246,76 @@ static bool time_steps(workload *work, int64_t repeat, bench_result *result)
     return ok;
 }
 
+/* Equal inputs, equal bits */
+
+#define RESULTS 5
+
+/* What a step writes, in host memory: as the first step wrote it, and room for a later one's. */
+typedef struct kept_results {
+    const hpa_tensor *tensors[RESULTS];
+    void *first[RESULTS], *again;
+} kept_results;
+
+static const char *const result_names[RESULTS] = {"out", "lse", "dq", "dk", "dv"};
+
+static size_t tensor_bytes(const hpa_tensor *tensor)
+{
+    return (size_t)(tensor->shape[0] * tensor->stride[0]) * bench_dtype_bytes(tensor->dtype);
+}
+
+static bool out_of_memory(void)
+{
+    fprintf(stderr, "hpa-bench: not enough memory to keep results\n");
+    return false;
+}
+
+static bool keep_results(const workload *work, kept_results *kept)
+{
+    size_t most = 0;
+    for (int n = 0; n < RESULTS; n++) {
+        const size_t bytes = tensor_bytes(kept->tensors[n]);
+        most = max_size(most, bytes);
+        kept->first[n] = malloc(bytes);
+        if (!kept->first[n])
+            return out_of_memory();
+        if (!work->device->read(kept->first[n], kept->tensors[n]->data, bytes))
+            return false;
+    }
+    kept->again = malloc(most);
+    return kept->again || out_of_memory();
+}
+
+static bool compare_results(const workload *work, const kept_results *kept, int64_t step)
+{
+    for (int n = 0; n < RESULTS; n++) {
+        const size_t bytes = tensor_bytes(kept->tensors[n]);
+        if (!work->device->read(kept->again, kept->tensors[n]->data, bytes))
+            return false;
+        if (memcmp(kept->again, kept->first[n], bytes)) {
+            fprintf(stderr, "hpa-bench: %lld tokens: %s of step %lld differs from the first\n",
+                    (long long)kept->tensors[n]->shape[2], result_names[n], (long long)step);
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool check_repeats(workload *work, int64_t repeats)
+{
+    double unused[4];
+    const step_times times = {unused, unused + 1, unused + 2, unused + 3};
+    const hpa_gradients *grads = &work->grads;
+    kept_results kept = {
+        .tensors = {&work->out.out, &work->out.lse, &grads->dq, &grads->dk, &grads->dv}};
+    bool ok = run_step(work, work->sets, &times, 0) && keep_results(work, &kept);
+    for (int64_t n = 1; ok && n <= repeats; n++)
+        ok = run_step(work, work->sets, &times, 0) && compare_results(work, &kept, n);
+    for (int n = 0; n < RESULTS; n++)
+        free(kept.first[n]);
+    free(kept.again);
+    return ok;
+}
+
 static int64_t ceil_div(int64_t a, int64_t b)
 {
     return (a + b - 1) / b;
@@ -274,11 +345,12 @@ static double dense_pairs(const hpa_desc *desc)
     return pairs * (double)desc->batch * (double)desc->heads_q;
 }
 
-static bool measure_workload(workload *work, const hpa_desc *desc, int64_t repeat,
+static bool measure_workload(workload *work, const hpa_desc *desc, const bench_options *options,
                              bench_result *result)
 {
     hpa_mask_stats stats;
-    if (!fill_sets(work) || !time_steps(work, repeat, result) ||
+    if (!fill_sets(work) || !time_steps(work, options->repeat, result) ||
+        (options->check_repeats > 0 && !check_repeats(work, options->check_repeats)) ||
         !succeeded(hpa_mask_statistics(work->plan, work->mask, &stats, &work->exec),
                    "hpa_mask_statistics"))
         return false;
@@ -313,7 +385,7 @@ bool bench_measure(const bench_options *options, const bench_device *device, int
                                  .tree_levels = tree_levels(&desc),
                                  .mask_bytes = work.sizes.mask,
                                  .scratch_bytes = work.exec.scratch_bytes};
-        ok = measure_workload(&work, &desc, options->repeat, result);
+        ok = measure_workload(&work, &desc, options, result);
     }
     workload_free(&work);
     return ok;

@@ -14,17 +14,22 @@
 
 static char output[MAX_OUTPUT];
 
-/* Runs hpa-bench, keeps what it writes in output, and returns its exit status. */
-static int run_bench(const char *arguments)
+/* Runs a program, keeps what it writes in output, and returns its exit status. */
+static int run_program(const char *program, const char *arguments)
 {
     char command[1024];
-    snprintf(command, sizeof command, "%s %s", HPA_BENCH, arguments);
+    snprintf(command, sizeof command, "%s %s", program, arguments);
     FILE *pipe = popen(command, "r");
     ck_assert_ptr_nonnull(pipe);
     output[fread(output, 1, sizeof output - 1, pipe)] = 0;
     int status = pclose(pipe);
     ck_assert(WIFEXITED(status));
     return WEXITSTATUS(status);
+}
+
+static int run_bench(const char *arguments)
+{
+    return run_program(HPA_BENCH, arguments);
 }
 
 /* The report that hpa-bench has just written, and its results; to be given to json_decref. */
@@ -123,6 +128,23 @@ START_TEST(dense_keeps_everything)
 }
 END_TEST
 
+/* The last call but one of the other program differs from the first of those that are compared. */
+START_TEST(repeats_are_compared)
+{
+    json_t *results;
+    ck_assert_int_eq(run_bench("--json --check-repeats 3 --seq 300" SMALL), 0);
+    json_t *report = parse_report(1, &results);
+    ck_assert_double_eq(number(report, "check_repeats"), 3);
+    json_decref(report);
+    ck_assert_int_eq(run_bench("--check-repeats 3 --seq 300" SMALL), 0);
+    ck_assert_ptr_nonnull(strstr(output, "3 more steps on equal inputs gave equal bits"));
+
+    ck_assert_int_eq(run_program(HPA_UNEVEN_BENCH, "--check-repeats 3 --seq 300" SMALL " 2>&1"), 1);
+    ck_assert_str_eq(output, "hpa-bench: 300 tokens: dk of step 2 differs from the first\n");
+    ck_assert_int_eq(run_program(HPA_UNEVEN_BENCH, "--check-repeats 1 --seq 300" SMALL), 0);
+}
+END_TEST
+
 static const char *dtypes[] = {"f64", "f32", "f16", "bf16"};
 
 START_TEST(table_of_every_dtype)
@@ -197,6 +219,7 @@ static const struct {
     {"--rep-tokens 0", "--rep-tokens 0"},
     {"--query-stride 1000", "--query-stride 1000"},
     {"--search-span 0", "--search-span 0"},
+    {"--check-repeats -1", "--check-repeats -1"},
 #ifdef HPA_WITH_CUDA
     {"--backend cuda", "HPA_NO_DEVICE"}, /* the environment hides it */
 #else
@@ -233,6 +256,7 @@ int main(void)
     tcase_set_timeout(cases, 60);
     tcase_add_test(cases, json_adds_up);
     tcase_add_test(cases, dense_keeps_everything);
+    tcase_add_test(cases, repeats_are_compared);
     tcase_add_loop_test(cases, table_of_every_dtype, 0, sizeof dtypes / sizeof *dtypes);
     tcase_add_test(cases, presets_set_what_was_not_given);
     tcase_add_test(cases, help_lists_the_options);
