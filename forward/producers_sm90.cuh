@@ -1,4 +1,4 @@
-/* The three warps of the Hopper forward that work ahead: one plans the tiles of queries, the others fetch
+/* The four warps of the Hopper forward that work ahead: one plans the tiles of queries, the others fetch
  * what they need. */
 #ifndef HPA_FORWARD_PRODUCERS_SM90_CUH
 #define HPA_FORWARD_PRODUCERS_SM90_CUH
@@ -46,6 +46,7 @@ __device__ __forceinline__ bool plan_tile(const forward_arguments &x, int64_t wo
     job->batch = g.packed ? 0 : (int)s.batch;
     job->blocks = x.mask.row_blocks + tile.mask_row * g.capacity;
     job->length = max(0, min(x.mask.row_length[tile.mask_row], (int)g.capacity));
+    job->first_key = job->length > 0 ? *job->blocks * x.block_k : INT_MAX;
     job->key_tiles = (job->length + x.boxes - 1) / x.boxes;
     const int sees = min(job->first_sees, job->keys);
     const int hiding = count_hiding_blocks(x, *job, sees);
@@ -79,20 +80,36 @@ __device__ void plan_tiles(const forward_arguments &x, shared_memory<head_dim> &
     }
 }
 
-/* The fetching warps: one for queries and keys, one for values. */
+/* The fetching warps: one for queries, one for keys, one for values. */
 
+/* Each warpgroup's queries by themselves: it may be done with its last scores before the other is. */
 template <int head_dim>
-__device__ __forceinline__ void fetch_queries(shared_memory<head_dim> &shared,
-                                              const CUtensorMap *map, const tile_job &job,
-                                              int stage)
+__device__ void fetch_queries(shared_memory<head_dim> &shared, const CUtensorMap *map)
 {
-    if (threadIdx.x % 32 == 0) {
-        barrier_arrive_expect(&shared.q_full[stage], shared.operand_bytes);
-        for (int panel = 0; panel < head_dim / HPA_TMA_COLUMNS; panel++)
-            tma_load(shared.q[stage] + panel * panel_bytes, map, &shared.q_full[stage],
-                     panel * HPA_TMA_COLUMNS, job.q_token, job.head, job.batch);
+    stage_ring<shared_memory<head_dim>::q_stages> at;
+    for (stage_ring<jobs> job_at;; job_at.advance()) {
+        barrier_wait(&shared.job_full[job_at.stage], job_at.phase);
+        const tile_job &job = shared.job[job_at.stage];
+        const int key_tiles = job.key_tiles, token = job.q_token, head = job.head,
+                  batch = job.batch;
+        if (key_tiles < 0)
+            return;
+        release_stage(&shared.job_empty[job_at.stage]);
+        if (key_tiles == 0)
+            continue;
+        for (int group = 0; group < groups; group++) {
+            uint64_t *full = &shared.q_full[at.stage][group];
+            barrier_wait(&shared.q_empty[at.stage][group], at.phase ^ 1);
+            if (threadIdx.x % 32 == 0) {
+                barrier_arrive_expect(full, sizeof(shared.q[0][0]));
+                for (int panel = 0; panel < head_dim / HPA_TMA_COLUMNS; panel++)
+                    tma_load(shared.q[at.stage][group] + panel * query_panel_bytes, map, full,
+                             panel * HPA_TMA_COLUMNS, token + group * group_queries, head, batch);
+            }
+            __syncwarp();
+        }
+        at.advance();
     }
-    __syncwarp();
 }
 
 /* What a fetching warp needs to know of a tile of queries. */
@@ -133,7 +150,7 @@ __device__ __forceinline__ void fetch_boxes(const forward_arguments &x, unsigned
     if (lane < x.boxes)
 #pragma unroll
         for (int panel = 0; panel < head_dim / HPA_TMA_COLUMNS; panel++)
-            tma_load(operand + panel * panel_bytes + lane * x.block_k * 128, map, full,
+            tma_load(operand + panel * key_panel_bytes + lane * x.block_k * 128, map, full,
                      panel * HPA_TMA_COLUMNS, token, list.head, list.batch);
     __syncwarp();
 }
@@ -149,27 +166,21 @@ __device__ __forceinline__ void name_boxes(const forward_arguments &x, int32_t *
     }
 }
 
-/* The keys of all tiles, and their queries, or else the values. A box without a block repeats the
- * first: its scores are hidden, and what is read is finite when the row's own keys are. */
+/* All keys of all tiles of queries, or all values. A box without a block repeats the first: its scores
+ * are hidden, and what is read is finite when the row's own keys are. */
 template <int head_dim, bool keys>
 __device__ void fetch_list(const forward_arguments &x, shared_memory<head_dim> &shared,
-                           const CUtensorMap *q_map, const CUtensorMap *map)
+                           const CUtensorMap *map)
 {
     stage_ring<shared_memory<head_dim>::stages> at;
-    stage_ring<shared_memory<head_dim>::q_stages> q_at;
     for (stage_ring<jobs> job_at;; job_at.advance()) {
         barrier_wait(&shared.job_full[job_at.stage], job_at.phase);
         const tile_job &job = shared.job[job_at.stage];
         const key_list list = key_list_of(x, job);
         if (list.key_tiles < 0)
             return;
-        int key = find_key(x, list, 0);
-        if (keys && list.key_tiles > 0) {
-            barrier_wait(&shared.q_empty[q_at.stage], q_at.phase ^ 1);
-            fetch_queries<head_dim>(shared, q_map, job, q_at.stage);
-            q_at.advance();
-        }
         release_stage(&shared.job_empty[job_at.stage]);
+        int key = find_key(x, list, 0);
 #pragma unroll 1
         for (int n = 0; n < list.key_tiles; n++, at.advance()) {
             uint64_t *full = keys ? &shared.k_full[at.stage] : &shared.v_full[at.stage];
