@@ -8,15 +8,6 @@
 #include "mask/score_sm90.cuh"
 #include "mask/span_cuda.cuh"
 
-/* How many queries from `first` on come at a time: a multiple of what products take. */
-template <typename Scores>
-static __device__ int32_t queries_from(const mask_search &search, const mask_row &row,
-                                       int32_t first)
-{
-    constexpr int32_t multiple = Scores::query_multiple;
-    return min(search.query_room, (row.queries - first + multiple - 1) / multiple * multiple);
-}
-
 /* Scores one level over all of the row's queries, which are loaded anew for each level where shared
  * memory does not hold them at once. */
 template <typename Scores>
@@ -25,11 +16,12 @@ static __device__ void score_level(const mask_search &search, const mask_row &ro
                                    bool queries_are_there, unsigned char *shared)
 {
     for (int32_t first = 0; first < row.queries; first += search.query_room) {
-        const int32_t count = queries_from<Scores>(search, row, first);
+        constexpr int32_t multiple = Scores::query_multiple;
+        const int32_t count =
+            min(search.query_room, (row.queries - first + multiple - 1) / multiple * multiple);
         if (!queries_are_there) {
             __syncthreads();
-            Scores::begin_queries(search, row, shared, first, count);
-            Scores::end_queries();
+            Scores::load_queries(search, row, shared, first, count);
         }
         __syncthreads();
         Scores::score_level(search, row, level, shared, shared + search.keys_offset, count);
@@ -106,9 +98,6 @@ static __device__ nodes_found search_tree(const mask_search &search, const mask_
                                           tree_level<typename Scores::score> *levels)
 {
     int32_t n_children = 0, widest = HPA_NODE_MOST;
-    const bool queries_fit = row.queries <= search.query_room;
-    if (queries_fit)
-        Scores::begin_queries(search, row, shared, 0, queries_from<Scores>(search, row, 0));
     if (row.span_list && !search.leaders)
         n_children = begin_with_shared(row, lists.begin[0], lists.size[0]);
     const bool regular = n_children == 0;
@@ -119,17 +108,18 @@ static __device__ nodes_found search_tree(const mask_search &search, const mask_
     clear_scores(lists.halves, 2 * search.list_room);
     clear_scores(lists.score[0], search.list_room);
     widest = (widest + 1) / 2; /* from nodes to their children */
-    if (threadIdx.x == blockDim.x - 1) {
+    if (threadIdx.x == 0)
         describe_level(search, row, lists, 0, widest, regular, levels[0]);
-        levels[0].n_children = n_children;
-        levels[0].keys.last = (uint32_t)n_children * levels[0].tokens - 1;
-    }
-    if (queries_fit)
-        Scores::end_queries();
+    bool queries_are_there = false;
     int now = 0;
     for (bool done = false; !done; now ^= 1) {
         auto &level = levels[now];
-        score_level<Scores>(search, row, level, queries_fit, shared);
+        if (threadIdx.x == 0) {
+            level.n_children = n_children;
+            level.keys.last = (uint32_t)n_children * level.tokens - 1;
+        }
+        score_level<Scores>(search, row, level, queries_are_there, shared);
+        queries_are_there = row.queries <= search.query_room;
         done = level.done;
         widest = (widest + 1) / 2;
         n_children = choose(search, level,
@@ -140,11 +130,6 @@ static __device__ nodes_found search_tree(const mask_search &search, const mask_
                                     describe_level(search, row, lists, now ^ 1, widest, regular,
                                                    levels[now ^ 1]);
                             });
-        if (threadIdx.x == 0) {
-            auto &next = levels[now ^ 1];
-            next.n_children = n_children;
-            next.keys.last = (uint32_t)n_children * next.tokens - 1;
-        }
     }
     __syncthreads();
     return {lists.begin[now], lists.size[now], n_children};

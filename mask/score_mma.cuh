@@ -76,12 +76,8 @@ template <typename T, int STEPS, int GROUPS> struct mma_scores {
         return query * query_bytes + 16 * (STEPS % 2 == 0 ? unit ^ (query & 1) << 2 : unit);
     }
 
-    static __device__ void end_queries()
-    {
-    }
-
-    static __device__ void begin_queries(const mask_search &search, const mask_row &row,
-                                         unsigned char *shared, int32_t first, int32_t count)
+    static __device__ void load_queries(const mask_search &search, const mask_row &row,
+                                        unsigned char *shared, int32_t first, int32_t count)
     {
         for (int i = (int)threadIdx.x; i < count * 4 * STEPS; i += (int)blockDim.x) {
             const int query = i / (4 * STEPS), unit = i % (4 * STEPS);

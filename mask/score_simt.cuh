@@ -51,12 +51,8 @@ template <typename T> struct simt_scores {
             to[d] = from[d];
     }
 
-    static __device__ void end_queries()
-    {
-    }
-
-    static __device__ void begin_queries(const mask_search &search, const mask_row &row,
-                                         unsigned char *shared, int32_t first, int32_t count)
+    static __device__ void load_queries(const mask_search &search, const mask_row &row,
+                                        unsigned char *shared, int32_t first, int32_t count)
     {
         T *to = reinterpret_cast<T *>(shared);
         const int lane = (int)threadIdx.x % 32;

@@ -37,19 +37,14 @@ template <typename T, int STEPS> struct sm90_scores {
         return (unit / 8 * room + query) * 128 + 16 * (unit % 8 ^ query % 8);
     }
 
-    /* Begins to load `count` queries; they are there after end_queries and a barrier. */
-    static __device__ void begin_queries(const mask_search &search, const mask_row &row,
-                                         unsigned char *shared, int32_t first, int32_t count)
+    static __device__ void load_queries(const mask_search &search, const mask_row &row,
+                                        unsigned char *shared, int32_t first, int32_t count)
     {
         const bool in_columns = blockDim.x % (8 * units) == 0;
         if (search.g.mask_group == 1 && search.by_16_bytes && in_columns)
             load_columns(search, row, shared_offset(shared), first, count);
         else
             load_rows(search, row, shared, first, count);
-    }
-
-    static __device__ void end_queries()
-    {
         copy_async_wait();
         /* The products read shared memory by another way than the stores above. */
 #if __CUDA_ARCH_FEAT_SM90_ALL

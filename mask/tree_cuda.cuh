@@ -658,8 +658,6 @@ __device__ __forceinline__ void write_row(const mask_search &search, const mask_
     const int32_t window_begin = (int32_t)hpa_max(sets.window_begin, sets.sink_end);
     const int32_t window = (int32_t)hpa_max(0, sets.window_end - window_begin);
     int32_t left = 0, end = n_chosen; /* how many of chosen lie before the window */
-    if (sets.candidates == sets.left)
-        left = end;
     while (left < end) {
         const int32_t middle = (left + end) / 2;
         if (chosen[middle] < sets.left)
