@@ -57,7 +57,7 @@ template <int head_dim> __device__ void init_all_barriers(shared_memory<head_dim
     init_barriers(shared.v_empty, consumer_warps<head_dim>);
     init_barriers(shared.job_full, 1);
     init_barriers(shared.job_empty, consumer_warps<head_dim> + fetching_warps);
-    if constexpr (key_shares < head_dim >> 1)
+    if constexpr (key_shares<head_dim> != 1)
         init_barriers(shared.partial.empty, 128);
     barrier_init_fence();
 }
