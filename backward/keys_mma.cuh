@@ -97,7 +97,7 @@ __device__ __forceinline__ void walk_on(query_walk<parts> *walk, const hpa_geome
     const bool exists = entry < walk->end;
     if (n < parts) {
         walk->inside[slot][n] = exists ? part % parts_per_block : -1;
-        copy_async_4(shared_offset(&walk->ring.block[slot][n]),
+        copy_async_4(shared_address(&walk->ring.block[slot][n]),
                      m.column_rows + (exists ? entry : 0), exists);
     }
     __syncwarp();
@@ -375,7 +375,7 @@ __device__ __forceinline__ void copy_queries(const query_tiles &tiles, const bac
     for (int n = (int)threadIdx.x; n < shape::queries; n += (int)blockDim.x) {
         const int32_t query = token_of(first, n);
         const bool exists = query < s.q_length;
-        copy_async_8(shared_offset(tiles.stats + t % 2 * shape::queries + n),
+        copy_async_8(shared_address(tiles.stats + t % 2 * shape::queries + n),
                      x.stats + slot_of_query(x.geometry, s, head, exists ? query : 0), exists);
     }
 }
@@ -440,7 +440,7 @@ __global__ void __launch_bounds__(32 * keys_shape<D, step_parts>::max_warps, D <
     const hpa_sequence &s = column.sequence;
     const key_share share = share_of(x, column);
     const uint32_t key_bytes = x.tile_tokens * tile_row_bytes<D>;
-    const uint32_t k_tile = shared_offset(shared), v_tile = k_tile + key_bytes;
+    const uint32_t k_tile = shared_address(shared), v_tile = k_tile + key_bytes;
     const query_tiles tiles = {
         v_tile + key_bytes,
         reinterpret_cast<stats_pair *>(shared + 2 * key_bytes + 4 * shape::query_tile_bytes)};

@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(32 * queries_shape<D>::max_warps, D <= 128 ? 2
     const query_tile &tile = work.tile;
     const hpa_sequence &s = tile.sequence;
     const uint32_t tile_bytes = x.tile_tokens * tile_row_bytes<D>;
-    const uint32_t q_tile = shared_offset(shared), d_out_tile = q_tile + tile_bytes;
+    const uint32_t q_tile = shared_address(shared), d_out_tile = q_tile + tile_bytes;
     const auto stream = open_stream<T, D, shape::keys>(work, g, x.k, x.v, shared + 2 * tile_bytes);
     begin_stream(stream);
     copy_rows<D>(q_tile, x.tile_tokens, row_at<const T>(x.q, s.batch, tile.head, s.q_start, 0),

@@ -198,7 +198,7 @@ __global__ void __launch_bounds__(32 * forward_shape<D>::max_warps, D <= 128 ? 2
         return;
     const query_tile &tile = work.tile;
     const hpa_sequence &s = tile.sequence;
-    const uint32_t q_tile = shared_offset(shared);
+    const uint32_t q_tile = shared_address(shared);
     const auto stream = open_stream<T, D, shape::keys>(
         work, g, x.k, x.v, shared + x.queries_per_tile * tile_row_bytes<D>);
     begin_stream(stream);

@@ -13,11 +13,6 @@ enum { VALUES_CLEARED = 3, PARTIAL_FULL = 5, TURN = 7 };
 
 constexpr int pair_threads = 2 * 128; /* of two warpgroups */
 
-__device__ __forceinline__ void named_barrier_arrive(int number, int threads)
-{
-    asm volatile("bar.arrive %0, %1;" ::"r"(number), "r"(threads) : "memory");
-}
-
 /* The four begin their products in turns, one after another. */
 template <int head_dim> __device__ __forceinline__ int turn_of(const walk<head_dim> &w)
 {

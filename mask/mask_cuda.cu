@@ -166,7 +166,9 @@ static __device__ void write_found(const mask_search &search, const mask_row &ro
         search.mask.row_length[row.index] = 0;
 }
 
-#define SHARED_ALIGNMENT 1024 /* of panels in the 128-byte swizzle */
+#define SHARED_ALIGNMENT 1024    /* of panels in the 128-byte swizzle */
+#define STATIC_SHARED_BYTES 2688 /* of mask_build_kernel and of the driver, at most */
+#define DRIVER_SHARED_BYTES 1024
 
 template <typename Scores>
 static __global__ void __launch_bounds__(Scores::threads, Scores::threads_each / Scores::threads)
@@ -177,7 +179,9 @@ static __global__ void __launch_bounds__(Scores::threads, Scores::threads_each /
     __shared__ choice shared_choice;
     /* Not in registers, which the products need. */
     __shared__ tree_level<typename Scores::score> levels[2];
-    unsigned char *const shared = unaligned + (0u - shared_offset(unaligned)) % SHARED_ALIGNMENT;
+    static_assert(sizeof row + sizeof shared_choice + sizeof levels + DRIVER_SHARED_BYTES <=
+                  STATIC_SHARED_BYTES);
+    unsigned char *const shared = unaligned + (0u - shared_address(unaligned)) % SHARED_ALIGNMENT;
     unsigned char *memory = search.far_lists
                                 ? search.far_lists + blockIdx.x * search.far_lists_bytes
                                 : shared + search.lists_offset;
@@ -279,8 +283,7 @@ const hpa_mask_kernel *hpa_mask_select_cuda(const hpa_plan *plan)
     return &find_variant(plan)->kernel;
 }
 
-#define STATIC_SHARED_BYTES 2560 /* more than mask_build_kernel and the driver take */
-#define NEAR_LISTS_BYTES 65536   /* lists longer than this go to scratch */
+#define NEAR_LISTS_BYTES 65536 /* lists longer than this go to scratch */
 
 static int64_t round_up(int64_t value, int64_t unit)
 {

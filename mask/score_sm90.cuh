@@ -42,7 +42,7 @@ template <typename T, int STEPS> struct sm90_scores {
     {
         const bool in_columns = blockDim.x % (8 * units) == 0;
         if (search.g.mask_group == 1 && search.by_16_bytes && in_columns)
-            load_columns(search, row, shared_offset(shared), first, count);
+            load_columns(search, row, shared_address(shared), first, count);
         else
             load_rows(search, row, shared, first, count);
         copy_async_wait();
@@ -80,7 +80,7 @@ template <typename T, int STEPS> struct sm90_scores {
             const uint16_t *from = find_query<uint16_t>(search, row, first + query);
             const bool exists = unit < (int)search.g.head_dim / 8;
             if (search.by_16_bytes)
-                copy_async_16(shared_offset(shared) + place(room, query, unit),
+                copy_async_16(shared_address(shared) + place(room, query, unit),
                               from + (exists ? 8 * unit : 0), exists);
             else
                 *reinterpret_cast<uint4 *>(shared + place(room, query, unit)) =
@@ -327,7 +327,7 @@ template <typename T, int STEPS> struct sm90_scores {
         const uint32_t size = load_shared(level.keys.size + 4 * child);
         const uint32_t part = (2 * number + 1) & level.keys.odd_mask;
         const bool second = size * part >> (level.keys.tokens_log2 + 1) >= (size + 1) / 2;
-        raise_shared(shared_offset(level.halves) + 8 * child + (second ? 4 : 0), mine);
+        raise_shared(shared_address(level.halves) + 8 * child + (second ? 4 : 0), mine);
     }
 
     /* Keeps the compiler from making a value again and again. */
@@ -349,9 +349,9 @@ template <typename T, int STEPS> struct sm90_scores {
 #if __CUDA_ARCH_FEAT_SM90_ALL
         const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
         const uint32_t step = blockDim.x / 2; /* 16 keys of each warp */
-        const uint32_t last = level.keys.last, keys = made_once(shared_offset(&level.keys));
-        const uint32_t panel = made_once((uint32_t)wgmma_panel(shared_offset(queries), 0));
-        const uint32_t rows = made_once(shared_offset(key_rows) + warp * warp_bytes);
+        const uint32_t last = level.keys.last, keys = made_once(shared_address(&level.keys));
+        const uint32_t panel = made_once((uint32_t)wgmma_panel(shared_address(queries), 0));
+        const uint32_t rows = made_once(shared_address(key_rows) + warp * warp_bytes);
         const uint32_t unit = lane % units, first_row = lane / units * turns;
         const bool exists = unit < (uint32_t)search.g.head_dim / 8;
         const uint64_t column = made_once(
@@ -366,7 +366,7 @@ template <typename T, int STEPS> struct sm90_scores {
         uint32_t wanted = made_once(tile + warp % 4 * 16 + lane % 16 + lane / 16 * step);
         uint32_t number = made_once(tile + warp % 4 * 16 + lane / 4 * 2);
         uint32_t half =
-            WHOLE ? shared_offset(level.halves) + 4 * (number >> (level.keys.tokens_log2 - 1)) : 0;
+            WHOLE ? shared_address(level.halves) + 4 * (number >> (level.keys.tokens_log2 - 1)) : 0;
         const uint32_t half_step = step >> (level.keys.tokens_log2 - 1) << 2;
         const auto find = [&]() {
             store_shared(found, find_plain_key(keys, wanted));
@@ -441,8 +441,8 @@ template <typename T, int STEPS> struct sm90_scores {
         const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
         const uint32_t step = blockDim.x / 2; /* 16 keys of each warp */
         const uint32_t total = (uint32_t)level.n_children * level.tokens;
-        const uint32_t first_query = shared_offset(queries);
-        const uint32_t rows = shared_offset(key_rows) + warp * warp_bytes;
+        const uint32_t first_query = shared_address(queries);
+        const uint32_t rows = shared_address(key_rows) + warp * warp_bytes;
         const int unit = (int)lane % units;
         const char *column = reinterpret_cast<const char *>(
             find_keys<uint16_t>(search, row) + (unit < search.g.head_dim / 8 ? 8 * unit : 0));

@@ -4,8 +4,8 @@
 #ifndef HPA_MASK_TREE_CUDA_CUH
 #define HPA_MASK_TREE_CUDA_CUH
 
-#include "core/cuda/copy.cuh"
 #include "core/cuda/rows.cuh"
+#include "core/cuda/shared.cuh"
 #include "mask/rules.h"
 
 /* What every row needs; passed by value to the kernel. */
@@ -110,33 +110,6 @@ __device__ __forceinline__ mask_row find_mask_row(const mask_search &search, int
     return row;
 }
 
-__device__ __forceinline__ uint32_t load_shared(uint32_t address)
-{
-    uint32_t value;
-    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
-    return value;
-}
-
-__device__ __forceinline__ uint4 load_shared_16(uint32_t address)
-{
-    uint4 value;
-    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-                 : "r"(address)
-                 : "memory");
-    return value;
-}
-
-__device__ __forceinline__ void store_shared(uint32_t address, uint32_t value)
-{
-    asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
-}
-
-__device__ __forceinline__ void raise_shared(uint32_t address, uint32_t value)
-{
-    asm volatile("red.shared.max.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
-}
-
 /* Scores as unsigned numbers in the same order, -0 being +0. All are above 0, the score of a child
  * that nothing was compared with. */
 __device__ __forceinline__ uint32_t ordered_bits(float score)
@@ -218,8 +191,8 @@ __device__ __forceinline__ void describe_plain(const mask_search &search, const 
                   !search.far_lists && row.sets.candidates <= row.sets.left;
     if (!level.plain)
         return;
-    level.keys.begin = shared_offset(level.begin);
-    level.keys.size = shared_offset(level.size);
+    level.keys.begin = shared_address(level.begin);
+    level.keys.size = shared_address(level.size);
     level.keys.tokens_log2 = (uint32_t)level.tokens_log2;
     level.keys.odd_mask = 2 * level.tokens - 1;
     level.keys.shift = (uint32_t)(search.block_k_log2 - level.tokens_log2 - 1);
@@ -583,15 +556,15 @@ __device__ __forceinline__ int32_t choose_among_few(const tree_level<uint32_t> &
 {
     const int32_t i = (int32_t)threadIdx.x, n_children = level.n_children;
     const bool exists = i < n_children;
-    const uint32_t halves = shared_offset(level.halves) + 8 * i;
+    const uint32_t halves = shared_address(level.halves) + 8 * i;
     uint32_t left = 0, right = 0, mine = 0;
     int32_t begin = 0, size = 0;
     if (exists) {
         left = load_shared(halves);
         right = load_shared(halves + 4);
-        mine = max(load_shared(shared_offset(level.score) + 4 * i), max(left, right));
-        begin = (int32_t)load_shared(shared_offset(level.begin) + 4 * i);
-        size = (int32_t)load_shared(shared_offset(level.size) + 4 * i);
+        mine = max(load_shared(shared_address(level.score) + 4 * i), max(left, right));
+        begin = (int32_t)load_shared(shared_address(level.begin) + 4 * i);
+        size = (int32_t)load_shared(shared_address(level.size) + 4 * i);
         store_shared(halves, 0);
         store_shared(halves + 4, 0);
     }
@@ -622,9 +595,9 @@ __device__ __forceinline__ int32_t choose_among_few(const tree_level<uint32_t> &
     const int32_t at = sum_of_few_warps(__popc(kept) + __popc(twice), &total, shared) +
                        __popc(kept & before) + __popc(twice & before);
     if (keep) {
-        const uint32_t to_begin = shared_offset(next.begin) + 4 * at;
-        const uint32_t to_size = shared_offset(next.size) + 4 * at;
-        const uint32_t to_score = shared_offset(next.score) + 4 * at;
+        const uint32_t to_begin = shared_address(next.begin) + 4 * at;
+        const uint32_t to_size = shared_address(next.size) + 4 * at;
+        const uint32_t to_score = shared_address(next.score) + 4 * at;
         const int32_t half = (size + 1) / 2; /* hpa_node_middle; 1 of 1 */
         store_shared(to_begin, (uint32_t)begin);
         store_shared(to_size, (uint32_t)half);

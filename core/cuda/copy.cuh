@@ -5,17 +5,12 @@
 #ifndef HPA_CORE_CUDA_COPY_CUH
 #define HPA_CORE_CUDA_COPY_CUH
 
+#include "core/cuda/shared.cuh"
 #include "core/geometry.h"
 
 /* Elements and bytes from one row of a tile to the next. */
 template <int D> inline constexpr int tile_pitch = D + 8;
 template <int D> inline constexpr int tile_row_bytes = 2 * tile_pitch<D>;
-
-/* 32-bit address of shared memory, as the instructions below take it. */
-__device__ __forceinline__ uint32_t shared_offset(const void *pointer)
-{
-    return (uint32_t)__cvta_generic_to_shared(pointer);
-}
 
 /* Where exists is false the bytes become zeros and nothing is read. */
 __device__ __forceinline__ void copy_async_16(uint32_t shared, const void *global, bool exists)

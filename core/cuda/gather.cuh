@@ -35,7 +35,7 @@ __device__ __forceinline__ void begin_entries(gather_ring<parts> *ring, const bl
         return;
     const int32_t entry = (tile * parts + (int32_t)threadIdx.x) >> list.part_shift;
     const bool exists = entry < list.length;
-    copy_async_4(shared_offset(&ring->block[tile % GATHER_SLOTS][threadIdx.x]),
+    copy_async_4(shared_address(&ring->block[tile % GATHER_SLOTS][threadIdx.x]),
                  list.blocks + (exists ? entry : 0), exists);
 }
 

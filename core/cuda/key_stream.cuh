@@ -82,7 +82,7 @@ open_stream(const query_work &work, const hpa_geometry &g, const tensor_rows &k,
     const int64_t kv_head = work.tile.head / g.group;
     return {work.list,
             reinterpret_cast<gather_ring<stream::parts> *>(shared + 4 * stream::tile_bytes),
-            shared_offset(shared),
+            shared_address(shared),
             row_at<const T>(k, s.batch, kv_head, s.kv_start, 0),
             row_at<const T>(v, s.batch, kv_head, s.kv_start, 0),
             k.strides.token,

@@ -8,23 +8,10 @@
 #define HPA_CORE_CUDA_TMA_CUH
 
 #include <cuda.h>
-#include <stdint.h>
+
+#include "core/cuda/shared.cuh"
 
 #define HPA_TMA_COLUMNS 64 /* 16-bit elements in the 128 bytes of a swizzled row */
-
-__device__ __forceinline__ uint32_t shared_address(const void *pointer)
-{
-    return (uint32_t)__cvta_generic_to_shared(pointer);
-}
-
-/* The same, which the compiler then keeps in a register: left alone it works the address out anew
- * at each use, and that takes a special register's latency. */
-__device__ __forceinline__ uint32_t kept_address(const void *pointer)
-{
-    uint32_t address = shared_address(pointer);
-    asm volatile("" : "+r"(address));
-    return address;
-}
 
 __device__ __forceinline__ void barrier_init(uint64_t *barrier, uint32_t arrivals)
 {

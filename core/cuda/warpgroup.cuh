@@ -52,6 +52,12 @@ __device__ __forceinline__ void named_barrier(int number, int threads)
     asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
 }
 
+/* The same without waiting for the others. */
+__device__ __forceinline__ void named_barrier_arrive(int number, int threads)
+{
+    asm volatile("bar.arrive %0, %1;" ::"r"(number), "r"(threads) : "memory");
+}
+
 /* Does any of those threads say so? */
 __device__ __forceinline__ bool named_barrier_or(int number, int threads, bool mine)
 {
